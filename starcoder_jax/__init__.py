@@ -1,0 +1,1 @@
+"""Trains, tunes, evaluates and documents the StarCoder family of code models."""

@@ -1,0 +1,1 @@
+"""What a StarCoder is: configuration, decoder, attention, positions."""

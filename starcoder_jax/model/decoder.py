@@ -1,0 +1,270 @@
+"""The StarCoder decoder: embedding, a scanned stack of layers, output head."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starcoder_jax.model import positions as position_encoding
+from starcoder_jax.model.attention import ATTENTION
+from starcoder_jax.model.config import DecoderConfig
+from starcoder_jax.model.mask import AttentionMask
+
+# Maps logical axis names (None: not split) to a sharding; `parallel.ShardingRules` is one.
+Spec = Callable[..., jax.P | None]
+
+_CHECKPOINT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def unsharded(*axes: str | None) -> None:
+    """The `Spec` of a model that lives on one device."""
+    del axes
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm with scale and bias, computed in float32. `stack` prefixes the parameter shapes."""
+
+    def __init__(self, dim: int, epsilon: float, spec: Spec, stack: tuple[int, ...] = ()):
+        axes = ("layers",) * len(stack)
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((*stack, dim), out_sharding=spec(*axes, None)))
+        self.bias = nnx.Param(jnp.zeros((*stack, dim), out_sharding=spec(*axes, None)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., dim] to the same shape and dtype."""
+        y = x.astype(jnp.float32)
+        mean = jnp.mean(y, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
+        y = (y - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A stacked einsum with bias: kernel [layers, *inputs, *outputs], bias [layers, *outputs].
+
+    Called inside the scan over layers, where the leading axis is gone.
+    """
+
+    def __init__(
+        self,
+        equation: str,  # of one layer, without the bias: "btd,dkh->btkh"
+        inputs: dict[str, int],  # logical axis -> size
+        outputs: dict[str, int],
+        *,
+        num_layers: int,
+        std: float,
+        rngs: nnx.Rngs,
+        spec: Spec,
+    ):
+        self.equation = equation
+        shape = (num_layers, *inputs.values(), *outputs.values())
+        bias_shape = (num_layers, *outputs.values())
+        # A bias is as small as a norm: an output axis that FSDP splits is kept whole there.
+        bias_axes = [None if axis == "embed" else axis for axis in outputs]
+        self.kernel = nnx.Param(
+            std
+            * jax.random.normal(
+                rngs.params(), shape, out_sharding=spec("layers", *inputs, *outputs)
+            )
+        )
+        self.bias = nnx.Param(jnp.zeros(bias_shape, out_sharding=spec("layers", *bias_axes)))
+
+    def __call__(self, x: jax.Array, out_sharding: jax.P | None) -> jax.Array:
+        """Applies the layer in the dtype of x."""
+        y = jnp.einsum(
+            self.equation, x, self.kernel[...].astype(x.dtype), out_sharding=out_sharding
+        )
+        return y + self.bias[...].astype(x.dtype)
+
+
+class Layers(nnx.Module):
+    """All layers of a decoder, their parameters stacked along axis 0; called on one of them."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, spec: Spec):
+        self.config, self.spec = config, spec
+        embed = {"embed": config.embed_dim}
+        head = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+        query = {
+            "kv_heads": config.num_kv_heads,
+            "query_groups": config.query_groups,
+            "head_dim": config.head_dim,
+        }
+        mlp = {"mlp": config.mlp_dim}
+        inner = dict(num_layers=config.num_layers, std=config.init_std, rngs=rngs, spec=spec)
+        residual = inner | {"std": config.residual_init_std}
+        norm = dict(
+            dim=config.embed_dim,
+            epsilon=config.norm_epsilon,
+            spec=spec,
+            stack=(config.num_layers,),
+        )
+        self.attention_norm = LayerNorm(**norm)
+        self.query = Linear("btd,dkgh->btkgh", embed, query, **inner)
+        self.key = Linear("btd,dkh->btkh", embed, head, **inner)
+        self.value = Linear("btd,dkh->btkh", embed, head, **inner)
+        self.attention_output = Linear("btkgh,kghd->btd", query, embed, **residual)
+        self.mlp_norm = LayerNorm(**norm)
+        self.mlp_input = Linear("btd,df->btf", embed, mlp, **inner)
+        self.mlp_output = Linear("btf,fd->btd", mlp, embed, **residual)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: AttentionMask,
+        rotation: tuple[jax.Array, jax.Array] | None,
+        dropout_key: jax.Array | None,
+    ) -> jax.Array:
+        """One layer: [batch, length, embed] to the same."""
+        keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
+        residual_rate = self.config.residual_dropout
+        attended = self._attention(self.attention_norm(x), mask, rotation, keys[0])
+        x = x + _dropout(attended, residual_rate, keys[1])
+        hidden = self.mlp_input(self.mlp_norm(x), self.spec("batch", "length", "mlp"))
+        hidden = jax.nn.gelu(hidden, approximate=self.config.activation == "gelu_tanh")
+        hidden = self.mlp_output(hidden, self.spec("batch", "length", None))
+        return x + _dropout(hidden, residual_rate, keys[2])
+
+    def _attention(self, x, mask, rotation, dropout_key):
+        config, spec = self.config, self.spec
+        query_spec = spec("batch", "length", "kv_heads", "query_groups", None)
+        # Every query reads all keys before it, so keys are whole along the length.
+        key_spec = spec("batch", None, "kv_heads", None)
+        query = self.query(x, query_spec)  # [b, t, k, g, h]
+        key = self.key(x, key_spec)  # [b, s, k, h]
+        value = self.value(x, key_spec)  # [b, s, k, h]
+        slopes = None
+        if rotation is not None:
+            query = position_encoding.rotate(query, *rotation)
+            whole = tuple(_reshard(angle, spec("batch", None, None)) for angle in rotation)
+            key = position_encoding.rotate(key, *whole)
+        elif config.positions == "alibi":
+            flat = jnp.array(position_encoding.alibi_slopes(config.num_heads), jnp.float32)
+            slopes = flat.reshape(config.num_kv_heads, config.query_groups)
+        dropout = None
+        if dropout_key is not None and config.attention_dropout:
+            dropout = lambda weights: _dropout(weights, config.attention_dropout, dropout_key)  # noqa: E731
+        attend = ATTENTION[config.attention_backend]
+        attended = attend(query, key, value, mask, slopes=slopes, dropout=dropout)
+        return self.attention_output(attended, spec("batch", "length", None))
+
+
+class Decoder(nnx.Module):
+    """A StarCoder-family language model.
+
+    Args:
+        config: the architecture.
+        rngs: `params` draws the initial parameters, float32.
+        spec: where arrays live on the mesh; by default on one device.
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, spec: Spec = unsharded):
+        self.config, self.spec = config, spec
+
+        def table(rows: int, axis: str | None) -> nnx.Param:
+            shape = (rows, config.embed_dim)
+            values = jax.random.normal(rngs.params(), shape, out_sharding=spec(axis, "embed"))
+            return nnx.Param(config.init_std * values)
+
+        self.embedding = table(config.vocab_size, "vocab")
+        self.position_embedding = (
+            table(config.max_length, None) if config.positions == "learned" else None
+        )
+        norm = (config.embed_dim, config.norm_epsilon, spec)
+        self.embedding_norm = LayerNorm(*norm) if config.embedding_norm else None
+        self.layers = Layers(config, rngs=rngs, spec=spec)
+        self.final_norm = LayerNorm(*norm)
+        self.untied_head = None if config.tied_head else table(config.vocab_size, "vocab")
+
+    @property
+    def head(self) -> jax.Array:
+        """The output matrix, [vocab, embed], in the dtype of the parameters."""
+        return (self.embedding if self.untied_head is None else self.untied_head)[...]
+
+    def __call__(self, tokens: jax.Array, **kwargs) -> jax.Array:
+        """Logits of the next token: int32 [batch, length] to float32 [batch, length, vocab].
+
+        Takes the keyword arguments of `hidden_states`.
+        """
+        hidden = self.hidden_states(tokens, **kwargs)
+        return jnp.einsum(
+            "btd,vd->btv",
+            hidden,
+            self.head.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+            out_sharding=self.spec("batch", "length", "vocab"),
+        )
+
+    def hidden_states(
+        self,
+        tokens: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """What the output head reads: the last layer's output after the final norm.
+
+        Args:
+            tokens: int32 [batch, length], length <= config.max_length with learned positions.
+            segment_ids: int32 [batch, length]; tokens see their own segment only. Positions run on
+                through all segments.
+            dropout_key: turns the config's dropout on; None: evaluation.
+
+        Returns:
+            [batch, length, embed] in config.dtype.
+
+        Raises:
+            ValueError: more tokens than learned positions.
+        """
+        config, spec = self.config, self.spec
+        batch, length = tokens.shape
+        activation = spec("batch", "length", None)
+        x = self.embedding[...].astype(config.dtype).at[tokens].get(out_sharding=activation)
+        positions = jnp.broadcast_to(
+            jnp.arange(length), (batch, length), out_sharding=spec("batch", "length")
+        )
+        if self.position_embedding is not None:
+            if length > config.max_length:
+                raise ValueError(
+                    f"{length} tokens, but the model has {config.max_length} learned positions"
+                )
+            table = self.position_embedding[...].astype(config.dtype)
+            x = x + table.at[positions].get(out_sharding=activation)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        layer_keys = None
+        if dropout_key is not None:
+            embedding_key, layers_key = jax.random.split(dropout_key)
+            x = _dropout(x, config.embedding_dropout, embedding_key)
+            layer_keys = jax.random.split(layers_key, config.num_layers)
+        rotation = None
+        if config.positions == "rope":
+            rotation = position_encoding.rotary_angles(
+                positions, config.head_dim, config.rope_theta
+            )
+        mask = AttentionMask(window=config.sliding_window, segment_ids=segment_ids)
+
+        def layer(x, xs):
+            parameters, key = xs
+            return parameters(x, mask, rotation, key), None
+
+        if config.rematerialization != "none":
+            policy = _CHECKPOINT_POLICIES[config.rematerialization]
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        x, _ = jax.lax.scan(layer, x, (self.layers, layer_keys))
+        return self.final_norm(x)
+
+
+def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of x and scales the rest up."""
+    if key is None or not rate:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def _reshard(x: jax.Array, spec: jax.P | None) -> jax.Array:
+    return x if spec is None else jax.reshard(x, spec)

@@ -1,0 +1,1 @@
+"""Where arrays live: mesh and sharding rules."""

@@ -1,0 +1,1 @@
+"""From documents to batches: tokenizers, sources, token store, fill-in-the-middle, loader."""

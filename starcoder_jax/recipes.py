@@ -1,0 +1,241 @@
+"""Recipes: gin files in, one checked and frozen description of a run out, and back to text.
+
+A recipe binds fields of the dataclasses below, `section.field = value`, and nothing else. gin gives
+it includes, macros and overrides; names, types and missing values are checked here, so that a
+mistake is answered in one line.
+"""
+
+import ast
+import collections.abc
+import dataclasses
+import difflib
+import importlib.resources
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+
+from starcoder_jax.data.config import DataConfig, TokenizerConfig
+from starcoder_jax.data.fim import FimConfig
+from starcoder_jax.model.config import DecoderConfig
+from starcoder_jax.parallel.mesh import MeshConfig
+from starcoder_jax.training.config import EvaluationConfig, TrainConfig
+from starcoder_jax.training.loss import LossConfig
+from starcoder_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that defines a run; the field names are the sections of a gin file."""
+
+    train: TrainConfig
+    model: DecoderConfig
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    mesh: MeshConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    fim: FimConfig
+    evaluation: EvaluationConfig
+
+
+_SECTIONS = {field.name: field.type for field in dataclasses.fields(Recipe)}
+
+# What may change when a run goes on: where it runs and what it reports, not what it computes.
+_FREE_ON_RESUME = re.compile(
+    r"mesh\..*|evaluation\..*|data\.(directory|read_workers)|model\.(rematerialization|"
+    r"attention_backend)|train\.(log_every|eval_every|checkpoint_every|keep_checkpoints|"
+    r"micro_batches)"
+)
+
+
+def _collect(**bindings):
+    return bindings
+
+
+# gin resolves the bindings of a section; the checks below then see plain keyword arguments.
+_COLLECTORS = {
+    name: gin.external_configurable(_collect, name=name, module="starcoder_jax")
+    for name in _SECTIONS
+}
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with the package, overlays in their folders included."""
+    return sorted(
+        str(path.relative_to(_recipe_folder())) for path in _recipe_folder().rglob("*.gin")
+    )
+
+
+def load_recipe(files: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Reads gin files in order, then overrides.
+
+    Args:
+        files: paths, or names among `packaged_recipes()`; ".gin" may be left out.
+        overrides: "section.field=value". A value that is no Python literal is taken as a string.
+
+    Raises:
+        ValueError: a file, a name or a value is wrong, or one is missing; one line that says so.
+    """
+    gin.clear_config()
+    gin.add_config_file_search_path(str(_recipe_folder()))
+    bindings = [_quote_override(override) for override in overrides]
+    paths = [str(_find_recipe(name)) for name in files]
+    try:
+        gin.parse_config_files_and_bindings(paths, bindings, finalize_config=False)
+        return _build()
+    except (SyntaxError, OSError, AttributeError, KeyError) as error:
+        raise ValueError(_first_line(error)) from error
+    except ValueError as error:
+        raise ValueError(_explain(error)) from error
+    finally:
+        gin.clear_config()
+
+
+def recipe_text(recipe: Recipe, header: str = "") -> str:
+    """The complete recipe as a gin file, every field on a line of its own; reads back equal."""
+    lines = [f"# {line}" for line in header.splitlines()]
+    for section, fields in _as_dict(recipe).items():
+        lines += ["", *(f"{section}.{name} = {value!r}" for name, value in fields.items())]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def changed_fields(before: Recipe, after: Recipe) -> list[str]:
+    """What keeps `after` from going on with a run of `before`: "section.field: old -> new"."""
+    old, new = _as_dict(before), _as_dict(after)
+    return [
+        f"{section}.{name}: {old[section][name]!r} -> {value!r}"
+        for section, fields in new.items()
+        for name, value in fields.items()
+        if old[section][name] != value and not _FREE_ON_RESUME.fullmatch(f"{section}.{name}")
+    ]
+
+
+def _recipe_folder() -> pathlib.Path:
+    """gin/ as installed (starcoder_jax/gin), or as it lies in a checkout beside the package."""
+    package = pathlib.Path(str(importlib.resources.files("starcoder_jax")))
+    installed = package / "gin"
+    return installed if installed.is_dir() else package.parent / "gin"
+
+
+def _find_recipe(name: str) -> pathlib.Path:
+    for folder in (pathlib.Path(), _recipe_folder()):
+        for candidate in (folder / name, folder / f"{name}.gin"):
+            if candidate.is_file():
+                return candidate
+    nearest = _nearest(name, packaged_recipes())
+    raise ValueError(
+        f"no recipe {name!r}{nearest}; there are {', '.join(packaged_recipes())}, and any path"
+    )
+
+
+def _quote_override(override: str) -> str:
+    name, equals, value = override.partition("=")
+    if not equals or "." not in name:
+        raise ValueError(f"override {override!r} must have the form --gin.section.field=value")
+    if not value.startswith("%"):  # a macro
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = repr(value)
+    return f"{name} = {value}"
+
+
+def _build() -> Recipe:
+    return Recipe(**{name: _build_section(name) for name in _SECTIONS})
+
+
+def _build_section(section: str) -> Any:
+    cls = _SECTIONS[section]
+    required = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    try:
+        bindings = _COLLECTORS[section]()
+    except RuntimeError as error:  # gin.REQUIRED is left
+        names = re.findall(r"'(\w+)'", str(error).rpartition(":")[2])
+        raise ValueError(_missing(section, names)) from error
+    hints = typing.get_type_hints(cls)
+    for name in bindings:
+        if name not in hints:
+            choices = [f"{part}.{field.name}" for part in _SECTIONS for field in _fields(part)]
+            full_name = f"{section}.{name}"
+            raise ValueError(f"unknown parameter {full_name!r}{_nearest(full_name, choices)}")
+    if absent := sorted(required - bindings.keys()):
+        raise ValueError(_missing(section, absent))
+    values = {
+        name: _convert(f"{section}.{name}", value, hints[name]) for name, value in bindings.items()
+    }
+    return cls(**values)
+
+
+def _fields(section: str) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(_SECTIONS[section])
+
+
+def _missing(section: str, names: Sequence[str]) -> str:
+    options = " ".join(f"--gin.{section}.{name}=..." for name in names)
+    names = ", ".join(f"{section}.{name}" for name in names)
+    return f"the recipe leaves open what it must say: {names}; set it in a gin file or by {options}"
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """The value as its annotated type, or an error that names both."""
+    if not _fits(value, hint):
+        expected = hint.__name__ if isinstance(hint, type) else str(hint)
+        expected = re.sub(r"[\w.]+\.(?=\w)", "", expected)
+        raise ValueError(f"{name} is {value!r}, a {type(value).__name__}; it must be {expected}")
+    if hint is float:
+        return float(value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:  # tuple[X, ...]
+        return isinstance(value, (list, tuple)) and all(_fits(x, arguments[0]) for x in value)
+    if origin is collections.abc.Mapping:
+        return isinstance(value, Mapping) and all(
+            _fits(key, arguments[0]) and _fits(x, arguments[1]) for key, x in value.items()
+        )
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _as_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    return {section: dataclasses.asdict(getattr(recipe, section)) for section in _SECTIONS}
+
+
+def _explain(error: ValueError) -> str:
+    """gin's own complaint about an unknown section in our words; any other as it is."""
+    match = re.search(r"No configurable matching '([^']*)'", str(error))
+    if match:
+        section = match.group(1)
+        return (
+            f"unknown section {section!r}{_nearest(section, list(_SECTIONS))}; there are "
+            f"{', '.join(_SECTIONS)}"
+        )
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)
+
+
+def _nearest(name: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

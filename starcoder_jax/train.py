@@ -1,0 +1,67 @@
+"""Trains a StarCoder-family model by a recipe. Run again, it resumes.
+
+    python -m starcoder_jax.train --gin_file=tiny.gin --workdir=runs/tiny
+
+Exit status: 0 when all steps are done, 2 for bad input, 3 when loss or gradient is no longer
+finite, 143 when SIGTERM stopped it after saving (the same command goes on from there).
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from starcoder_jax.command import add_recipe_flags, one_line_errors, parse
+
+DIVERGED = 3
+TERMINATED = 143
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m starcoder_jax.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_recipe_flags(parser)
+    parser.add_argument(
+        "--workdir",
+        help="checkpoints, metrics and report go here; by default runs/NAME, by the last recipe",
+    )
+    args, overrides = parse(parser, argv)
+    name = pathlib.Path(args.gin_file[-1]).stem
+    workdir = pathlib.Path(args.workdir or f"runs/{name}")
+    with one_line_errors("train"):
+        sys.exit(_train(args.gin_file, overrides, workdir))
+
+
+def _train(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.Path) -> int:
+    """Returns the exit status."""
+    from starcoder_jax.data.store import TokenStore
+    from starcoder_jax.recipes import load_recipe
+    from starcoder_jax.training.loop import DivergedError, next_command, open_workdir, train
+
+    recipe = load_recipe(files, overrides)
+    command = " ".join([f"--gin_file={file}" for file in files] + [f"--gin.{o}" for o in overrides])
+    open_workdir(recipe, workdir, header=f"python -m starcoder_jax.train {command}")
+    store = pathlib.Path(recipe.data.directory or workdir / "data")
+    # In a process of its own: what prepares data loads TensorFlow, which training has no use for.
+    prepare = [sys.executable, "-m", "starcoder_jax.prepare", f"--directory={store}"]
+    if status := subprocess.run([*prepare, f"--gin_file={workdir / 'config.gin'}"]).returncode:
+        return status
+    try:
+        outcome = train(recipe, workdir, TokenStore(store))
+    except DivergedError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return DIVERGED
+    if outcome.interrupted:
+        print(f"train: saved step {outcome.step} and stopped; the same command goes on from there")
+        return TERMINATED
+    print(f"done. Look at {workdir / 'report.html'}, then try:\n  {next_command(workdir)}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

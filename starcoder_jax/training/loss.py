@@ -1,0 +1,176 @@
+"""Next-token cross-entropy that never holds the logits of a whole batch."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from starcoder_jax.model.decoder import Spec, unsharded
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How the loss is computed and regularised."""
+
+    z_loss: float = 0.0  # weight of log(sum(exp(logits)))^2 (PaLM, arXiv:2204.02311, §5, uses 1e-4)
+    chunk_tokens: int = 2048  # tokens of the batch whose logits exist at one time
+
+    def __post_init__(self):
+        if self.z_loss < 0 or self.chunk_tokens < 1:
+            raise ValueError(
+                f"loss.z_loss={self.z_loss} must not be negative and "
+                f"loss.chunk_tokens={self.chunk_tokens} must be at least 1"
+            )
+
+
+def cross_entropy(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    config: LossConfig,
+    spec: Spec = unsharded,
+) -> jax.Array:
+    """Weighted sum of the cross-entropy, in nats, of each target.
+
+    Logits are float32 products of inputs in the dtype of `hidden`. They are made, and with the
+    gradient taken at once turned into gradients, for `config.chunk_tokens` at a time: a backward
+    pass computes nothing again, and costs what an unchunked one costs.
+
+    Args:
+        hidden: [batch, length, embed], output of `Decoder.hidden_states`.
+        head: [vocab, embed].
+        targets: int32 [batch, length].
+        weights: float32 [batch, length]; 0 leaves a token out.
+
+    Returns:
+        float32 scalar: sum(weights * (cross-entropy + z_loss * logsumexp^2)).
+    """
+    batch, length, _ = hidden.shape
+    chunks = _num_chunks(length, -(-batch * length // config.chunk_tokens))
+    return _chunked(config.z_loss, chunks, spec, hidden, head, targets, weights)
+
+
+def token_cross_entropy(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    config: LossConfig,
+    spec: Spec = unsharded,
+) -> jax.Array:
+    """The cross-entropy, in nats, of each target, without z-loss; for evaluation.
+
+    Args:
+        hidden, head, targets, config: as for `cross_entropy`.
+
+    Returns:
+        float32 [batch, length].
+    """
+    batch, length, _ = hidden.shape
+    chunks = _num_chunks(length, -(-batch * length // config.chunk_tokens))
+
+    def losses(_, chunk):
+        logits, is_target, normalizer = _logits(spec, chunk[0], head, chunk[1])
+        return None, normalizer - _pick(logits, is_target)
+
+    return _join(jax.lax.scan(losses, None, _split(chunks, hidden, targets))[1])
+
+
+def _num_chunks(length: int, wanted: int) -> int:
+    """The smallest divisor of length that is at least `wanted`."""
+    return next(n for n in range(min(wanted, length), length + 1) if length % n == 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(z_loss, chunks, spec, hidden, head, targets, weights):
+    def add(total, chunk):
+        loss, _ = _chunk_loss(z_loss, spec, chunk[0], head, *chunk[1:])
+        return total + loss, None
+
+    start = jnp.zeros((), jnp.float32)
+    return jax.lax.scan(add, start, _split(chunks, hidden, targets, weights))[0]
+
+
+def _chunked_forward(z_loss, chunks, spec, hidden, head, targets, weights):
+    def add(carry, chunk):
+        total, head_gradient = carry
+        x = chunk[0]
+        loss, logit_gradient = _chunk_loss(z_loss, spec, x, head, *chunk[1:])
+        logit_gradient = logit_gradient.astype(x.dtype)
+        head_gradient += jnp.einsum(
+            "btv,btd->vd",
+            logit_gradient,
+            x,
+            preferred_element_type=jnp.float32,
+            out_sharding=spec("vocab", "embed"),
+        )
+        hidden_gradient = jnp.einsum(
+            "btv,vd->btd",
+            logit_gradient,
+            head.astype(x.dtype),
+            out_sharding=spec("batch", "length", None),
+        )
+        return (total + loss, head_gradient), hidden_gradient
+
+    start = (jnp.zeros((), jnp.float32), jnp.zeros_like(head, dtype=jnp.float32))
+    chunked = _split(chunks, hidden, targets, weights)
+    (total, head_gradient), hidden_gradient = jax.lax.scan(add, start, chunked)
+    return total, (_join(hidden_gradient), head_gradient.astype(head.dtype))
+
+
+def _chunked_backward(z_loss, chunks, spec, residuals, cotangent):
+    hidden_gradient, head_gradient = residuals
+    hidden_gradient = hidden_gradient * cotangent.astype(hidden_gradient.dtype)
+    return hidden_gradient, head_gradient * cotangent.astype(head_gradient.dtype), None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _chunk_loss(z_loss, spec, hidden, head, targets, weights):
+    """The loss of a chunk and its gradient by the logits, float32 [batch, tokens, vocab]."""
+    logits, is_target, normalizer = _logits(spec, hidden, head, targets)
+    cross_entropies = normalizer - _pick(logits, is_target)
+    loss = jnp.sum(weights * (cross_entropies + z_loss * jnp.square(normalizer)))
+    scale = weights * (1 + 2 * z_loss * normalizer)  # d loss / d normalizer
+    probabilities = jnp.exp(logits - normalizer[:, :, None])
+    gradient = probabilities * scale[:, :, None] - jnp.where(is_target, weights[:, :, None], 0.0)
+    return loss, gradient
+
+
+def _logits(spec, hidden, head, targets):
+    """Logits [b, t, v], whether each is its token's target, and their logsumexp [b, t]."""
+    logits = jnp.einsum(
+        "btd,vd->btv",
+        hidden,
+        head.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+        out_sharding=spec("batch", "length", "vocab"),
+    )
+    # A comparison instead of a gather: it needs no communication when the vocabulary is split.
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, (1, 1, head.shape[0]), 2)
+    return logits, vocabulary == targets[:, :, None], jax.nn.logsumexp(logits, axis=-1)
+
+
+def _pick(logits, is_target):
+    return jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+
+
+def _split(chunks, *arrays):
+    """[batch, length, ...] to [chunks, batch, length / chunks, ...], strided along the length.
+
+    Striding keeps every device's tokens on that device when the length is split over devices.
+    """
+
+    def split(x):
+        batch, length, *rest = x.shape
+        return jnp.moveaxis(x.reshape(batch, length // chunks, chunks, *rest), 2, 0)
+
+    return tuple(split(x) for x in arrays)
+
+
+def _join(x):
+    """The inverse of `_split`."""
+    chunks, batch, length, *rest = x.shape
+    return jnp.moveaxis(x, 0, 2).reshape(batch, length * chunks, *rest)

@@ -1,0 +1,207 @@
+"""The record of a run: one JSON object a logged step, and the same numbers for TensorBoard."""
+
+import errno
+import json
+import math
+import numbers
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Mapping
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_DIRECTORY = "tensorboard"
+
+# JSON has no such numbers. The names are those of ProtoJSON, and `float()` reads each of them.
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class MetricsWriter:
+    """Appends to `WORKDIR/metrics.jsonl` and to the event files in `WORKDIR/tensorboard`.
+
+    One process of a run owns it. Write the metrics of a step before its checkpoint is taken:
+    then a run that was killed and resumed leaves the very file that a run never stopped leaves.
+
+    Args:
+      workdir: created when it is not there.
+      resume_step: the step of the restored checkpoint. What was logged after it, by a run that
+        was killed before its next checkpoint, is removed, and so is a line cut short. 0 means
+        that nothing was restored: the record starts anew.
+
+    Raises:
+      ValueError: a line of an existing metrics.jsonl, other than a cut last one, is damaged.
+      OSError: from here or from `write`, naming the file; what was on disk stays as it was.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, resume_step: int):
+        self._path = pathlib.Path(workdir) / METRICS_FILE
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            lines = _complete_lines(self._path)
+            kept = [raw for raw, record in lines if resume_step and record["step"] <= resume_step]
+            replace_file(self._path, b"".join(kept))
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        # Imported here, because it imports PyTorch wherever that is installed.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        # Not SummaryWriter: it writes from a thread, and once a full disk has ended that thread,
+        # the training process waits for it forever.
+        self._tensorboard_path = self._path.parent / TENSORBOARD_DIRECTORY
+        self._tensorboard_path.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(self._tensorboard_path / "events"), f".{resume_step}")
+        # TensorBoard drops what earlier event files hold from this step on.
+        restart = resume_step + 1 if resume_step else 0
+        self._write_event(step=restart, session_log={"status": "START"})
+
+    def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        """Records one step; it is on disk when the call returns.
+
+        Args:
+          step: optimizer steps done.
+          metrics: Python or NumPy scalars, or strings (which TensorBoard does not get). NaN and
+            the infinities become the JSON strings "NaN", "Infinity" and "-Infinity".
+
+        Raises:
+          ValueError: a value is neither a number nor a string.
+        """
+        values = {name: _plain(name, value) for name, value in metrics.items()}
+        record = {"step": int(step)} | {name: _to_json(value) for name, value in values.items()}
+        self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        scalars = [
+            {"tag": name, "simple_value": value}
+            for name, value in values.items()
+            if not isinstance(value, str)
+        ]
+        self._write_event(step=int(step), summary={"value": scalars})
+
+    def close(self) -> None:
+        """Closes both files; every `write` before is on disk already."""
+        os.close(self._file)
+        self._events.close()
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) < len(line):
+                # A disk that takes part of a line has no room for the rest.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, size)
+            raise _write_error(error, self._path) from error
+
+    def _write_event(self, **fields: object) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        try:
+            self._events.write_event(Event(wall_time=time.time(), **fields))
+            self._events.flush()
+        except OSError as error:
+            raise _write_error(error, self._tensorboard_path) from error
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float | str]]:
+    """The objects of `WORKDIR/metrics.jsonl` in order, also while a run is writing it.
+
+    A last line that is cut short is left out, no file gives no objects, and the names of the
+    non-finite numbers become floats again.
+
+    Raises:
+      ValueError: another line is damaged.
+    """
+    path = pathlib.Path(workdir) / METRICS_FILE
+    if not path.exists():
+        return []
+    return [
+        {
+            name: _NON_FINITE.get(value, value) if isinstance(value, str) else value
+            for name, value in record.items()
+        }
+        for _, record in _complete_lines(path)
+    ]
+
+
+def replace_file(path: pathlib.Path, content: bytes) -> None:
+    """Puts `content` at `path` in one move: a reader sees the old file or the new one, whole.
+
+    Raises:
+      OSError: naming `path`, which is then as it was.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            try:
+                # A temporary file is private to its owner; a run's files are for its team.
+                os.fchmod(file.fileno(), path.stat().st_mode if path.exists() else 0o644)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise _write_error(error, path) from error
+
+
+def format_number(value: float, digits: int = 4) -> str:
+    """A number for people: 5.123, 12.35k, 1.2G, 3e-4, NaN.
+
+    Args:
+      value: any float.
+      digits: significant digits, at least 3.
+    """
+    if not math.isfinite(value):
+        return str(_to_json(float(value)))
+    # Rounded first, so that 999.96 at four digits is 1k and not 1000.
+    value = float(f"{value:.{digits}g}")
+    exponent = math.floor(math.log10(abs(value))) if value else 0
+    if -3 <= exponent < 3:
+        return f"{value:.{digits}g}"
+    if 3 <= exponent < 15:
+        thousands = exponent // 3
+        return f"{value / 1000**thousands:.{digits}g}{'kMGT'[thousands - 1]}"
+    return f"{value / 10.0**exponent:.{digits}g}e{exponent}"
+
+
+def _complete_lines(path: pathlib.Path) -> list[tuple[bytes, dict]]:
+    """The lines that end in a newline, as they are and as objects."""
+    lines = []
+    for number, raw in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(raw)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(
+                f"{path}, line {number}: not a JSON object with a step; delete that line"
+            )
+        lines.append((raw + b"\n", record))
+    return lines
+
+
+def _plain(name: str, value: object) -> int | float | str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise ValueError(
+        f"metric {name} is a {type(value).__name__}; give a Python or NumPy scalar, or a string"
+    )
+
+
+def _to_json(value: float | str) -> float | str:
+    if isinstance(value, str) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _write_error(error: OSError, path: pathlib.Path) -> OSError:
+    """The same error with the file's name, which `os.write` and buffered files leave out."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "; make room there and run again" if full else ""
+    return OSError(error.errno, f"{error.strerror}{remedy}", str(path))

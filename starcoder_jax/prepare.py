@@ -2,8 +2,8 @@
 
     python -m starcoder_jax.prepare --gin_file=tiny.gin --directory=data
 
-`python -m starcoder_jax.train` does this by itself if the store is absent. On a cluster, run it once
-on one machine with storage that all hosts see, and train with --gin.data.directory=DIR.
+`python -m starcoder_jax.train` does this by itself if the store is absent. On a cluster, run it
+once on one machine with storage that all hosts see, and train with --gin.data.directory=DIR.
 """
 
 import argparse

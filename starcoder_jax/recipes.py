@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
-
 from starcoder_jax.data.config import DataConfig, TokenizerConfig
 from starcoder_jax.data.fim import FimConfig
 from starcoder_jax.model.config import DecoderConfig

@@ -51,8 +51,10 @@ def _train(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.Path
     prepare = [sys.executable, "-m", "starcoder_jax.prepare", f"--directory={store}"]
     if status := subprocess.run([*prepare, f"--gin_file={workdir / 'config.gin'}"]).returncode:
         return status
+    token_store = TokenStore(store)
+    token_store.tokenizer.save(workdir)  # so that the model can be opened without its data
     try:
-        outcome = train(recipe, workdir, TokenStore(store))
+        outcome = train(recipe, workdir, token_store)
     except DivergedError as error:
         print(f"train: {error}", file=sys.stderr)
         return DIVERGED

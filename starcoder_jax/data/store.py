@@ -117,7 +117,7 @@ class StoreWriter:
             **description,
         }
         with open(self._partial / MANIFEST, "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
+            json.dump(manifest, file, indent=1, sort_keys=True)
             file.flush()
             os.fsync(file.fileno())
         try:

@@ -3,12 +3,13 @@
     corpus = gather(data, folder)
     mixture = register(corpus, load_tokenizer(path), data.rates)
     dataset = seqio.get_mixture_or_task(mixture).get_dataset(
-        {"targets": 4096}, split="train", shuffle=False
+        {"targets": 4096}, split="train", shuffle=False, passthrough_features=["id"]
     )
 
-gives a `tf.data.Dataset` that any seqio-based trainer takes. An example holds `targets`, int32
-[n + 1], a document's ids with <|endoftext|> at the end, beside the document's `id`, `path`,
-`repository`, `license` (strings) and `bytes` (int64). The token store is written from these tasks.
+gives a `tf.data.Dataset` that any seqio-based trainer takes. An example of a task holds `targets`,
+int32 [n + 1], a document's ids with <|endoftext|> at the end, beside the document's `id`, `path`,
+`repository`, `license` (strings) and `bytes` (int64); a mixture passes those on that are asked for.
+The token store is written from these tasks.
 
 This module imports TensorFlow.
 """

@@ -7,14 +7,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from starcoder_jax.data.fim import FimConfig
 from starcoder_jax.data.store import TokenStore
-from starcoder_jax.data.tokenizer import Tokenizer
-from starcoder_jax.inference.greedy import complete
+from starcoder_jax.inference.completion import complete, infill_prompt
 from starcoder_jax.model.config import DecoderConfig
 from starcoder_jax.model.decoder import Spec, unsharded
 from starcoder_jax.training.config import EvaluationConfig
@@ -94,7 +92,6 @@ class Evaluator:
         self._batch_size = -(-batch_size // ways) * ways
         self._ways = ways
         self._sample_tokens = evaluation.sample_tokens
-        self._spec = spec
         self._graph = graph_definition(config, spec)
         self._files = [file for task in tasks for file in _read_files(store, task, evaluation)]
         self._losses = jax.jit(functools.partial(_window_losses, self._graph, spec))
@@ -168,22 +165,13 @@ class Evaluator:
 
     def _prompt(self, prefix: str, suffix: str, room: int) -> np.ndarray | None:
         """Prefix-suffix-middle order; keeps what is nearest to the middle. None: no room."""
-        fim, special_id = self._fim, self._tokenizer.special_id
         room -= 3  # the special tokens
         if room < 2:
             return None
         before, after = self._tokenizer.encode(prefix), self._tokenizer.encode(suffix)
         after = after[: max(room // 2, room - len(before))]
         before = before[len(before) - min(len(before), room - len(after)) :]
-        return np.concatenate(
-            [
-                [special_id(fim.prefix_token)],
-                before,
-                [special_id(fim.suffix_token)],
-                after,
-                [special_id(fim.middle_token)],
-            ]
-        ).astype(np.int32)
+        return infill_prompt(self._tokenizer, self._fim, before, after)
 
     def _sample(self, params: Params) -> InfillSample | None:
         """Fills in the middle of the first file that allows it."""
@@ -194,14 +182,12 @@ class Evaluator:
             if len(middle.strip()) < 8 or len(prefix) < 200 or prompt is None:
                 continue
             new = complete(
-                self._graph,
-                params,
+                nnx.merge(self._graph, params),
                 prompt,
                 self._sample_tokens,
                 stop_ids=stop_ids,
-                vocab_size=self._tokenizer.vocab_size,
+                num_ids=self._tokenizer.vocab_size,
                 rows=self._ways,
-                spec=self._spec,
             )
             completion = self._tokenizer.decode(new)
             return InfillSample(file.path, prefix[-600:], middle, suffix[:400], completion)

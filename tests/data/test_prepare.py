@@ -174,3 +174,16 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path, data):
     (tmp_path / "elsewhere").mkdir()
     prepare(data, TOKENIZER, tmp_path / "link")
     assert (tmp_path / "elsewhere" / "store.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "wordpiece"}, "kind 'wordpiece' is unknown: use bpe or sentencepiece"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"train_bytes": -1}, "train_bytes is -1"),
+    ],
+)
+def test_wrong_tokenizer_configurations_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TokenizerConfig(**options)

@@ -53,7 +53,13 @@ def test_the_mixture_holds_the_rates_and_works_as_seqio_users_take_it(corpus, to
     mixture = seqio.get_mixture_or_task(name)
     rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
     assert rates == {tasks.task_name("one"): 3.0, tasks.task_name("two"): 1.0}
-    dataset = mixture.get_dataset({"targets": 8}, split="train", shuffle=False, num_epochs=None)
+    dataset = mixture.get_dataset(
+        {"targets": 8},
+        split="train",
+        shuffle=False,
+        num_epochs=None,
+        passthrough_features=["id"],
+    )
     examples = list(dataset.take(40).as_numpy_iterator())
     texts = {document.id: document.text for document in corpus.documents("one", "train")}
     from_one = 0

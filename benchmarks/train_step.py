@@ -60,6 +60,7 @@ def jax_step(args: argparse.Namespace):
         max_length=args.length,
         sliding_window=args.window,
         dtype="float32",
+        rematerialization="dots",
     )
     optimizer = make_optimizer(OptimizerConfig(3e-4, 3e-4, 0), total_steps=1000)
     state = jax.jit(lambda: initial_state(config, optimizer, 0))()
@@ -92,6 +93,8 @@ def torch_step(args: argparse.Namespace, compiled: bool):
         num_key_value_heads=args.kv_heads,
         max_position_embeddings=args.length,
         sliding_window=args.window,
+        bos_token_id=0,
+        eos_token_id=0,
         use_cache=False,
     )
     model = transformers.Starcoder2ForCausalLM(config)

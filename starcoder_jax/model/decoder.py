@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from starcoder_jax.model import positions as position_encoding
-from starcoder_jax.model.attention import ATTENTION
+from starcoder_jax.model.attention import ATTENTION, AttentionDropout
 from starcoder_jax.model.config import DecoderConfig
 from starcoder_jax.model.mask import AttentionMask
 
@@ -146,7 +146,7 @@ class Layers(nnx.Module):
             slopes = flat.reshape(config.num_kv_heads, config.query_groups)
         dropout = None
         if dropout_key is not None and config.attention_dropout:
-            dropout = lambda weights: _dropout(weights, config.attention_dropout, dropout_key)  # noqa: E731
+            dropout = AttentionDropout(dropout_key, config.attention_dropout)
         attend = ATTENTION[config.attention_backend]
         attended = attend(query, key, value, mask, slopes=slopes, dropout=dropout)
         return self.attention_output(attended, spec("batch", "length", None))

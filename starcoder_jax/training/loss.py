@@ -14,7 +14,7 @@ class LossConfig:
     """How the loss is computed and regularised."""
 
     z_loss: float = 0.0  # weight of log(sum(exp(logits)))^2 (PaLM, arXiv:2204.02311, §5, uses 1e-4)
-    chunk_tokens: int = 2048  # tokens of the batch whose logits exist at one time
+    chunk_tokens: int = 512  # tokens of a device whose logits exist at one time
 
     def __post_init__(self):
         if self.z_loss < 0 or self.chunk_tokens < 1:
@@ -35,8 +35,8 @@ def cross_entropy(
     """Weighted sum of the cross-entropy, in nats, of each target.
 
     Logits are float32 products of inputs in the dtype of `hidden`. They are made, and with the
-    gradient taken at once turned into gradients, for `config.chunk_tokens` at a time: a backward
-    pass computes nothing again, and costs what an unchunked one costs.
+    gradient taken at once turned into gradients, for `config.chunk_tokens` at a time and device: a
+    backward pass computes nothing again, and costs what an unchunked one costs.
 
     Args:
         hidden: [batch, length, embed], output of `Decoder.hidden_states`.
@@ -47,8 +47,7 @@ def cross_entropy(
     Returns:
         float32 scalar: sum(weights * (cross-entropy + z_loss * logsumexp^2)).
     """
-    batch, length, _ = hidden.shape
-    chunks = _num_chunks(length, -(-batch * length // config.chunk_tokens))
+    chunks = _num_chunks(hidden, config.chunk_tokens)
     return _chunked(config.z_loss, chunks, spec, hidden, head, targets, weights)
 
 
@@ -67,19 +66,19 @@ def token_cross_entropy(
     Returns:
         float32 [batch, length].
     """
-    batch, length, _ = hidden.shape
-    chunks = _num_chunks(length, -(-batch * length // config.chunk_tokens))
+    chunks = _num_chunks(hidden, config.chunk_tokens)
 
     def losses(_, chunk):
-        logits, is_target, normalizer = _logits(spec, chunk[0], head, chunk[1])
-        return None, normalizer - _pick(logits, is_target)
+        return None, _softmax(spec, chunk[0], head, chunk[1])[0]
 
     return _join(jax.lax.scan(losses, None, _split(chunks, hidden, targets))[1])
 
 
-def _num_chunks(length: int, wanted: int) -> int:
-    """The smallest divisor of length that is at least `wanted`."""
-    return next(n for n in range(min(wanted, length), length + 1) if length % n == 0)
+def _num_chunks(hidden: jax.Array, chunk_tokens: int) -> int:
+    """In how many chunks a device takes its part of hidden, [batch, length, embed]."""
+    batch, length, _ = jax.typeof(hidden).sharding.shard_shape(hidden.shape)
+    wanted = min(-(-batch * length // chunk_tokens), length)
+    return next(chunks for chunks in range(wanted, length + 1) if length % chunks == 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -98,12 +97,13 @@ def _chunked_forward(z_loss, chunks, spec, hidden, head, targets, weights):
         x = chunk[0]
         loss, logit_gradient = _chunk_loss(z_loss, spec, x, head, *chunk[1:])
         logit_gradient = logit_gradient.astype(x.dtype)
+        # Transposed: a product that reads the gradient, the largest array here, as it lies.
         head_gradient += jnp.einsum(
-            "btv,btd->vd",
-            logit_gradient,
+            "btd,btv->dv",
             x,
+            logit_gradient,
             preferred_element_type=jnp.float32,
-            out_sharding=spec("vocab", "embed"),
+            out_sharding=spec("embed", "vocab"),
         )
         hidden_gradient = jnp.einsum(
             "btv,vd->btd",
@@ -113,10 +113,10 @@ def _chunked_forward(z_loss, chunks, spec, hidden, head, targets, weights):
         )
         return (total + loss, head_gradient), hidden_gradient
 
-    start = (jnp.zeros((), jnp.float32), jnp.zeros_like(head, dtype=jnp.float32))
+    start = (jnp.zeros((), jnp.float32), jnp.zeros_like(head.T, dtype=jnp.float32))
     chunked = _split(chunks, hidden, targets, weights)
     (total, head_gradient), hidden_gradient = jax.lax.scan(add, start, chunked)
-    return total, (_join(hidden_gradient), head_gradient.astype(head.dtype))
+    return total, (_join(hidden_gradient), head_gradient.T.astype(head.dtype))
 
 
 def _chunked_backward(z_loss, chunks, spec, residuals, cotangent):
@@ -130,31 +130,40 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 def _chunk_loss(z_loss, spec, hidden, head, targets, weights):
     """The loss of a chunk and its gradient by the logits, float32 [batch, tokens, vocab]."""
-    logits, is_target, normalizer = _logits(spec, hidden, head, targets)
-    cross_entropies = normalizer - _pick(logits, is_target)
+    cross_entropies, normalizer, exponentials, total = _softmax(spec, hidden, head, targets)
     loss = jnp.sum(weights * (cross_entropies + z_loss * jnp.square(normalizer)))
-    scale = weights * (1 + 2 * z_loss * normalizer)  # d loss / d normalizer
-    probabilities = jnp.exp(logits - normalizer[:, :, None])
-    gradient = probabilities * scale[:, :, None] - jnp.where(is_target, weights[:, :, None], 0.0)
+    scale = weights * (1 + 2 * z_loss * normalizer) / total  # [b, t]
+    # A comparison instead of a scatter: it fuses, and needs no communication when the vocabulary
+    # is split.
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, exponentials.shape, 2)
+    is_target = vocabulary == targets[:, :, None]
+    gradient = exponentials * scale[:, :, None] - jnp.where(is_target, weights[:, :, None], 0.0)
     return loss, gradient
 
 
-def _logits(spec, hidden, head, targets):
-    """Logits [b, t, v], whether each is its token's target, and their logsumexp [b, t]."""
+def _softmax(spec, hidden, head, targets):
+    """The pieces of softmax cross-entropy, float32.
+
+    Returns:
+        The cross-entropies and the logsumexp of the logits, [batch, tokens]; exp(logits - largest),
+        [batch, tokens, vocab], and its sum over the vocabulary.
+    """
+    head = head.astype(hidden.dtype)
     logits = jnp.einsum(
         "btd,vd->btv",
         hidden,
-        head.astype(hidden.dtype),
+        head,
         preferred_element_type=jnp.float32,
         out_sharding=spec("batch", "length", "vocab"),
     )
-    # A comparison instead of a gather: it needs no communication when the vocabulary is split.
-    vocabulary = jax.lax.broadcasted_iota(jnp.int32, (1, 1, head.shape[0]), 2)
-    return logits, vocabulary == targets[:, :, None], jax.nn.logsumexp(logits, axis=-1)
-
-
-def _pick(logits, is_target):
-    return jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    exponentials = jnp.exp(logits - largest)
+    total = jnp.sum(exponentials, axis=-1)
+    normalizer = jnp.log(total) + largest[:, :, 0]
+    # The product with one row of the head again: cheaper than to look for it in the logits.
+    rows = head.at[targets].get(out_sharding=spec("batch", "length", None))  # [b, t, d]
+    target_logit = jnp.sum(hidden.astype(jnp.float32) * rows.astype(jnp.float32), axis=-1)
+    return normalizer - target_logit, normalizer, exponentials, total
 
 
 def _split(chunks, *arrays):

@@ -20,7 +20,6 @@ INSTALL_REQUIRES = [
     "orbax-checkpoint>=0.12",
     "pyarrow>=18",
     "rich>=13",
-    "safetensors>=0.5",
     "sentencepiece>=0.2",
     "seqio>=0.0.20",
     "tensorboardX>=2.6.2",
@@ -31,7 +30,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "test": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"],
     # The reference implementations that the models are compared with.
-    "parity": ["torch>=2.6", "transformers>=4.50"],
+    "parity": ["torch>=2.6", "transformers>=5.0"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
 }

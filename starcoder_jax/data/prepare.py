@@ -1,7 +1,9 @@
 """Prepares a corpus: reads, filters, tokenizes and stores it, once."""
 
+import contextlib
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 
 from starcoder_jax.data.config import DataConfig, TokenizerConfig
@@ -117,6 +119,23 @@ def _sample(corpus: Corpus, train_bytes: int) -> Iterator[str]:
             yield document.text
 
 
+@contextlib.contextmanager
+def _discard_stderr() -> Iterator[None]:
+    """Keeps off stderr what TensorFlow's libraries write there about the machine when loaded.
+
+    They write before any setting of theirs applies. An exception still passes as it is.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
 def _write(
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -124,11 +143,12 @@ def _write(
     writer: StoreWriter,
     progress: Progress,
 ) -> None:
-    # TensorFlow comes in here, and only here; its remarks on the machine concern nobody.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from starcoder_jax.data import tasks
+    # TensorFlow comes in here, and only here.
+    with _discard_stderr():
+        from starcoder_jax.data import tasks
 
-    tasks.leave_accelerators_alone()
+    with _discard_stderr():
+        tasks.leave_accelerators_alone()
     tasks.register(corpus, tokenizer, rates)
     for task, count in corpus.counts.items():
         for split in SPLITS:

@@ -71,7 +71,7 @@ def token_cross_entropy(
     def losses(_, chunk):
         return None, _softmax(spec, chunk[0], head, chunk[1])[0]
 
-    return _join(jax.lax.scan(losses, None, _split(chunks, hidden, targets))[1])
+    return _join(spec, jax.lax.scan(losses, None, _split(chunks, spec, hidden, targets))[1])
 
 
 def _num_chunks(hidden: jax.Array, chunk_tokens: int) -> int:
@@ -88,7 +88,7 @@ def _chunked(z_loss, chunks, spec, hidden, head, targets, weights):
         return total + loss, None
 
     start = jnp.zeros((), jnp.float32)
-    return jax.lax.scan(add, start, _split(chunks, hidden, targets, weights))[0]
+    return jax.lax.scan(add, start, _split(chunks, spec, hidden, targets, weights))[0]
 
 
 def _chunked_forward(z_loss, chunks, spec, hidden, head, targets, weights):
@@ -114,9 +114,9 @@ def _chunked_forward(z_loss, chunks, spec, hidden, head, targets, weights):
         return (total + loss, head_gradient), hidden_gradient
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros_like(head.T, dtype=jnp.float32))
-    chunked = _split(chunks, hidden, targets, weights)
+    chunked = _split(chunks, spec, hidden, targets, weights)
     (total, head_gradient), hidden_gradient = jax.lax.scan(add, start, chunked)
-    return total, (_join(hidden_gradient), head_gradient.T.astype(head.dtype))
+    return total, (_join(spec, hidden_gradient), head_gradient.T.astype(head.dtype))
 
 
 def _chunked_backward(z_loss, chunks, spec, residuals, cotangent):
@@ -166,7 +166,7 @@ def _softmax(spec, hidden, head, targets):
     return normalizer - target_logit, normalizer, exponentials, total
 
 
-def _split(chunks, *arrays):
+def _split(chunks, spec, *arrays):
     """[batch, length, ...] to [chunks, batch, length / chunks, ...], strided along the length.
 
     Striding keeps every device's tokens on that device when the length is split over devices.
@@ -174,12 +174,17 @@ def _split(chunks, *arrays):
 
     def split(x):
         batch, length, *rest = x.shape
-        return jnp.moveaxis(x.reshape(batch, length // chunks, chunks, *rest), 2, 0)
+        shape = (batch, length // chunks, chunks, *rest)
+        # Given, as JAX by itself would move the sharding off a new axis of size 1.
+        sharding = spec("batch", "length", None, *[None] * len(rest))
+        return jnp.moveaxis(jnp.reshape(x, shape, out_sharding=sharding), 2, 0)
 
     return tuple(split(x) for x in arrays)
 
 
-def _join(x):
+def _join(spec, x):
     """The inverse of `_split`."""
     chunks, batch, length, *rest = x.shape
-    return jnp.moveaxis(x, 0, 2).reshape(batch, length * chunks, *rest)
+    sharding = spec("batch", "length", *[None] * len(rest))
+    shape = (batch, length * chunks, *rest)
+    return jnp.reshape(jnp.moveaxis(x, 0, 2), shape, out_sharding=sharding)

@@ -57,7 +57,7 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     ramp = optax.linear_schedule(
         config.peak_learning_rate / warmup, config.peak_learning_rate, max(warmup - 1, 1)
     )
-    return optax.join_schedules([ramp, cosine], [warmup])
+    return optax.join_schedules([ramp, cosine], [warmup - 1])
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:

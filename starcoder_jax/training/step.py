@@ -92,10 +92,11 @@ def make_train_step(
     def loss_sum(params, tokens, weights, key):
         model = nnx.merge(graph, params)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]  # [b, t]
+        # Of the whole length: a cumulative sum, and every query compares all keys' segments.
+        segments = None if segment_token is None else document_segments(inputs, segment_token)
         if (sharding := spec("batch", "length")) is not None:
             # The batch comes with an odd length, which the sequence axis cannot split.
             inputs, targets, weights = jax.reshard((inputs, targets, weights), sharding)
-        segments = None if segment_token is None else document_segments(inputs, segment_token)
         hidden = model.hidden_states(inputs, segment_ids=segments, dropout_key=key)
         return cross_entropy(hidden, model.head, targets, weights, loss_config, spec)
 
@@ -152,5 +153,7 @@ def _micro_batches(x: jax.Array, count: int, spec: Spec) -> jax.Array:
 
     Striding keeps every device's rows on that device.
     """
-    rows = x.reshape(x.shape[0] // count, count, *x.shape[1:])
-    return jnp.moveaxis(rows, 1, 0)
+    shape = (x.shape[0] // count, count, *x.shape[1:])
+    # Given, as JAX by itself would move the sharding off a new axis of size 1.
+    sharding = spec("batch", *[None] * x.ndim)
+    return jnp.moveaxis(jnp.reshape(x, shape, out_sharding=sharding), 1, 0)

@@ -7,14 +7,17 @@ mistake is answered in one line.
 
 import ast
 import collections.abc
+import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.resources
+import logging
 import pathlib
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -81,13 +84,17 @@ def load_recipe(files: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
         ValueError: a file, a name or a value is wrong, or one is missing; one line that says so.
     """
     gin.clear_config()
-    gin.add_config_file_search_path(str(_recipe_folder()))
+    _add_search_path()
     bindings = [_quote_override(override) for override in overrides]
     paths = [str(_find_recipe(name)) for name in files]
     try:
-        gin.parse_config_files_and_bindings(paths, bindings, finalize_config=False)
+        with _without_log():
+            gin.parse_config_files_and_bindings(paths, [], finalize_config=False)
+        for binding in bindings:
+            _check_macro(binding.partition(" = ")[0])
+            gin.parse_config(binding)
         return _build()
-    except (SyntaxError, OSError, AttributeError, KeyError) as error:
+    except (SyntaxError, OSError, AttributeError, KeyError, ImportError) as error:
         raise ValueError(_first_line(error)) from error
     except ValueError as error:
         raise ValueError(_explain(error)) from error
@@ -121,6 +128,22 @@ def _recipe_folder() -> pathlib.Path:
     return installed if installed.is_dir() else package.parent / "gin"
 
 
+@functools.cache
+def _add_search_path() -> None:
+    gin.add_config_file_search_path(str(_recipe_folder()))
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """gin logs each folder in which an included file does not lie as an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _find_recipe(name: str) -> pathlib.Path:
     for folder in (pathlib.Path(), _recipe_folder()):
         for candidate in (folder / name, folder / f"{name}.gin"):
@@ -134,7 +157,7 @@ def _find_recipe(name: str) -> pathlib.Path:
 
 def _quote_override(override: str) -> str:
     name, equals, value = override.partition("=")
-    if not equals or "." not in name:
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
         raise ValueError(f"override {override!r} must have the form --gin.section.field=value")
     if not value.startswith("%"):  # a macro
         try:
@@ -142,6 +165,16 @@ def _quote_override(override: str) -> str:
         except (ValueError, SyntaxError):
             value = repr(value)
     return f"{name} = {value}"
+
+
+def _check_macro(name: str) -> None:
+    """An override without a dot sets a macro, which a recipe must have: else it sets nothing."""
+    if "." in name:
+        return
+    try:
+        gin.query_parameter(f"{name}/macro.value")
+    except ValueError as error:
+        raise ValueError(f"no recipe given defines {name!r}: write section.field=value") from error
 
 
 def _build() -> Recipe:
@@ -157,16 +190,19 @@ def _build_section(section: str) -> Any:
     }
     try:
         bindings = _COLLECTORS[section]()
-    except RuntimeError as error:  # gin.REQUIRED is left
-        names = re.findall(r"'(\w+)'", str(error).rpartition(":")[2])
-        raise ValueError(_missing(section, names)) from error
+    except TypeError as error:
+        macro = re.search(r"in scope '(\w+)'", str(error))
+        if macro is None:
+            raise
+        raise ValueError(f"no recipe given defines %{macro[1]}, which {section} uses") from error
     hints = typing.get_type_hints(cls)
     for name in bindings:
         if name not in hints:
             choices = [f"{part}.{field.name}" for part in _SECTIONS for field in _fields(part)]
             full_name = f"{section}.{name}"
             raise ValueError(f"unknown parameter {full_name!r}{_nearest(full_name, choices)}")
-    if absent := sorted(required - bindings.keys()):
+    left = {name for name, value in bindings.items() if value is gin.REQUIRED}
+    if absent := sorted(required - bindings.keys() | left):
         raise ValueError(_missing(section, absent))
     values = {
         name: _convert(f"{section}.{name}", value, hints[name]) for name, value in bindings.items()

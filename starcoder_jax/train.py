@@ -11,8 +11,12 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from starcoder_jax.command import add_recipe_flags, one_line_errors, parse
+
+if TYPE_CHECKING:
+    from starcoder_jax.training.report import HeldOutFile
 
 DIVERGED = 3
 TERMINATED = 143
@@ -61,8 +65,26 @@ def _train(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.Path
     if outcome.interrupted:
         print(f"train: saved step {outcome.step} and stopped; the same command goes on from there")
         return TERMINATED
+    if outcome.evaluation:
+        print(heldout_table(outcome.evaluation.files))
     print(f"done. Look at {workdir / 'report.html'}, then try:\n  {next_command(workdir)}")
     return 0
+
+
+def heldout_table(files: Sequence["HeldOutFile"]) -> str:
+    """Bits per byte of the model beside `xz -9e`, file by file and over all bytes."""
+    total = sum(file.num_bytes for file in files)
+    model = sum(file.model_bits for file in files) / total
+    xz = sum(file.xz_bits for file in files) / total
+    rows = [
+        (file.path, file.num_bytes, file.model_bits_per_byte, file.xz_bits_per_byte)
+        for file in files
+    ]
+    lines = [f"{'held-out file':<60}{'bytes':>9}{'model':>8}{'xz -9e':>8}  (bits per byte)"]
+    for path, num_bytes, model_rate, xz_rate in [*rows, ("all of them", total, model, xz)]:
+        name = path if len(path) < 60 else f"...{path[-56:]}"
+        lines.append(f"{name:<60}{num_bytes:>9,}{model_rate:>8.3f}{xz_rate:>8.3f}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

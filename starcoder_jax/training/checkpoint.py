@@ -1,14 +1,17 @@
 """Checkpoints of a run: asynchronous, whole or absent, restorable onto any mesh.
 
 WORKDIR/checkpoints/STEP/ holds `params` and `training` (optimizer state and counters) as Orbax
-trees and `about`, a JSON object with the recipe and the versions of the code that wrote it.
+trees and `about`, a JSON object with the recipe, the versions of the code that wrote it, and a
+checksum of each tree: Orbax reads array data without noticing flipped bits.
 """
 
+import json
 import pathlib
 import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from starcoder_jax.training.step import Params, TrainState
@@ -26,6 +29,7 @@ class Checkpointer:
     def __init__(self, directory: pathlib.Path, keep: int, about: dict[str, Any]):
         self.directory = directory.absolute()
         self._about = about
+        self._writing: int | None = None  # the step whose write an error is about
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -41,17 +45,21 @@ class Checkpointer:
             "first_bad_step": state.first_bad_step,
         }
         try:
+            self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            self._writing = step
+            checksums = {"params": _checksum(state.params), "training": _checksum(training)}
+            about = self._about | {"checksums": {k: int(v) for k, v in checksums.items()}}
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
                     training=ocp.args.StandardSave(training),
-                    about=ocp.args.JsonSave(self._about),
+                    about=ocp.args.JsonSave(about),
                 ),
             )
         except Exception as error:
-            raise _write_error(self.directory, step, error) from error
+            raise _write_error(self.directory, self._writing, error) from error
 
     def wait(self) -> None:
         """Returns when everything saved is on disk.
@@ -63,41 +71,38 @@ class Checkpointer:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise _write_error(self.directory, self._manager.latest_step(), error) from error
+            raise _write_error(self.directory, self._writing, error) from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState | None, list[str]]:
         """The newest state that can be read, on the shardings of `abstract`.
 
-        A checkpoint that cannot be read is moved aside to `checkpoints/broken-STEP` and the one
-        before it is tried.
+        A checkpoint that cannot be read is moved aside to `checkpoints/broken-STEP` if one before
+        it can.
 
         Args:
-            abstract: shapes, dtypes and shardings of the state, from `jax.eval_shape`.
+            abstract: shapes, dtypes and shardings of the state, from `placed`.
 
         Returns:
             The state, None if there is no checkpoint; and a warning for each broken one.
 
         Raises:
-            ValueError: there are checkpoints, but none can be read.
+            ValueError: there are checkpoints, but none can be read; all stay where they are.
         """
-        warnings = []
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        reasons: dict[int, str] = {}  # of those that cannot be read
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._restore_step(step, abstract), warnings
+                state = self._restore_step(step, abstract)
             except Exception as error:  # whatever a damaged file makes the libraries raise
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                aside = self._set_aside(step)
-                warnings.append(
-                    f"checkpoint {step} cannot be read ({reason[:200]}): moved to {aside.name}, "
-                    "going back to the one before"
-                )
-        if steps:
+                reasons[step] = _first_line(error)[:200]
+                continue
+            return state, [self._set_aside(step, reason) for step, reason in reasons.items()]
+        if reasons:
+            step, reason = next(iter(reasons.items()))
             raise ValueError(
-                f"none of the checkpoints in {self.directory} can be read; they were moved to "
-                f"broken-STEP there. Last reason: {warnings[-1]}"
+                f"none of the {len(reasons)} checkpoints in {self.directory} can be read: move "
+                f"them away to start anew. Of step {step}: {reason}"
             )
-        return None, warnings
+        return None, []
 
     def close(self) -> None:
         """Finishes what is under way."""
@@ -116,9 +121,12 @@ class Checkpointer:
                 training=ocp.args.StandardRestore(training),
             ),
         )
+        for name, tree in restored.items():
+            _verify(self.directory / str(step), name, tree)
         return TrainState(params=restored["params"], **restored["training"])
 
-    def _set_aside(self, step: int) -> pathlib.Path:
+    def _set_aside(self, step: int, reason: str) -> str:
+        """Moves a broken checkpoint and returns a warning."""
         broken = self.directory / str(step)
         aside = self.directory / f"broken-{step}"
         if jax.process_index() == 0:
@@ -126,7 +134,10 @@ class Checkpointer:
                 shutil.rmtree(aside)
             broken.rename(aside)
         self._manager.reload()
-        return aside
+        return (
+            f"checkpoint {step} cannot be read ({reason}): moved to {aside.name}, going back to "
+            "the one before"
+        )
 
 
 def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -151,24 +162,65 @@ def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     return max(steps, key=lambda child: int(child.name)), folder.parent
 
 
+def placed(abstract: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """What to restore, on the devices to restore it on.
+
+    Args:
+        abstract: a tree of `jax.ShapeDtypeStruct` from `jax.eval_shape` under the mesh, which
+            knows the mesh's axes, but not its devices.
+        mesh: whose devices; None: the first device alone.
+    """
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if mesh is None:
+            sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        else:
+            spec = jax.P() if x.sharding is None else x.sharding.spec
+            sharding = jax.NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(place, abstract)
+
+
 def restore_params(checkpoint: pathlib.Path, abstract: Params) -> Params:
-    """The parameters of one checkpoint, on the shardings of `abstract`.
+    """The parameters of one checkpoint, on the shardings of `abstract`, from `placed`.
 
     Raises:
         ValueError: the checkpoint cannot be read or has other parameters.
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(checkpoint / "params", abstract)
+            params = checkpointer.restore(checkpoint / "params", abstract)
+        _verify(checkpoint, "params", params)
+        return params
     except Exception as error:  # as in Checkpointer.restore
         raise ValueError(
-            f"checkpoint {checkpoint} cannot be restored: {str(error).strip().splitlines()[0]}"
+            f"checkpoint {checkpoint} cannot be restored: {_first_line(error)}"
         ) from error
 
 
+@jax.jit
+def _checksum(tree: Any) -> jax.Array:
+    """A uint32 scalar over the bits of 32-bit arrays, the same on any mesh."""
+    total = jnp.zeros((), jnp.uint32)
+    for index, x in enumerate(jax.tree.leaves(tree)):
+        words = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        total += jnp.sum(words, dtype=jnp.uint32) * jnp.uint32(2 * index + 1)
+    return total
+
+
+def _verify(checkpoint: pathlib.Path, name: str, tree: Any) -> None:
+    about = json.loads((checkpoint / "about" / "metadata").read_text())
+    if int(_checksum(tree)) != about["checksums"][name]:
+        raise ValueError(f"the data of {name} are damaged: their checksum is another one")
+
+
 def _write_error(directory: pathlib.Path, step: int | None, error: Exception) -> OSError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
     return OSError(
-        f"checkpoint {step} could not be written to {directory} ({reason[:300]}): free or mount "
-        "space there and run the same command again; the checkpoints before it are whole"
+        f"checkpoint {step} could not be written to {directory} ({_first_line(error)[:300]}): free "
+        "or mount space there and run the same command again; the checkpoints before it are whole"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

@@ -11,7 +11,7 @@ from starcoder_jax.data.tokenizer import Tokenizer, load_tokenizer
 from starcoder_jax.model.decoder import Decoder, unsharded
 from starcoder_jax.parallel.sharding import sharding_rules
 from starcoder_jax.recipes import load_recipe
-from starcoder_jax.training.checkpoint import find_checkpoint, restore_params
+from starcoder_jax.training.checkpoint import find_checkpoint, placed, restore_params
 
 
 def load_model(
@@ -45,5 +45,5 @@ def load_model(
         with jax.set_mesh(mesh):
             model = abstract_model()
     graph, state = nnx.split(model)
-    params = restore_params(checkpoint, nnx.to_pure_dict(state))
+    params = restore_params(checkpoint, placed(nnx.to_pure_dict(state), mesh))
     return nnx.merge(graph, params), load_tokenizer(workdir)

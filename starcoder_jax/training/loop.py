@@ -16,11 +16,16 @@ from jax.experimental import multihost_utils
 from starcoder_jax.data.loader import Loader, fingerprint, format_fingerprint
 from starcoder_jax.data.store import TokenStore
 from starcoder_jax.parallel.mesh import make_mesh
-from starcoder_jax.parallel.sharding import batch_ways, check_batch, sharding_rules
+from starcoder_jax.parallel.sharding import (
+    ShardingRules,
+    batch_ways,
+    check_batch,
+    sharding_rules,
+)
 from starcoder_jax.recipes import Recipe, changed_fields, load_recipe, recipe_text
-from starcoder_jax.training.checkpoint import Checkpointer, find_checkpoint, restore_params
+from starcoder_jax.training.checkpoint import Checkpointer, find_checkpoint, placed, restore_params
 from starcoder_jax.training.evaluation import Evaluation, Evaluator
-from starcoder_jax.training.metrics import MetricsWriter, replace_file
+from starcoder_jax.training.metrics import MetricsWriter, read_metrics, replace_file
 from starcoder_jax.training.optimizer import learning_rate, make_optimizer
 from starcoder_jax.training.progress import Progress
 from starcoder_jax.training.report import write_report
@@ -58,7 +63,9 @@ def open_workdir(recipe: Recipe, workdir: pathlib.Path, header: str = "") -> Non
         OSError: it cannot be written.
     """
     config_file = workdir / "config.gin"
-    if config_file.exists():
+    # A start that failed before its first step leaves nothing that another recipe could spoil.
+    has_begun = any((workdir / "checkpoints").glob("*")) or read_metrics(workdir)
+    if config_file.exists() and has_begun:
         differences = changed_fields(load_recipe([str(config_file)]), recipe)
         if differences:
             raise ValueError(
@@ -115,6 +122,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
         )
     with jax.set_mesh(mesh), _catch_sigterm() as stop, contextlib.ExitStack() as stack:
         # 2. Data: batch k is a function of the recipe and k alone.
+        share = _row_share(settings.batch_size, rules)
         loader = Loader(
             store,
             rates=recipe.data.rates,
@@ -122,8 +130,8 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
             sequence_length=settings.sequence_length,
             seed=settings.seed,
             fim=recipe.fim,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share.index,
+            process_count=share.count,
             read_workers=recipe.data.read_workers,
         )
 
@@ -141,7 +149,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
         }
         checkpointer = Checkpointer(workdir / "checkpoints", settings.keep_checkpoints, about)
         stack.callback(checkpointer.close)
-        abstract = jax.eval_shape(fresh_state)
+        abstract = placed(jax.eval_shape(fresh_state), mesh)
         state, warnings = checkpointer.restore(abstract)
         if state is None:
             state = jax.jit(fresh_state)()
@@ -189,7 +197,6 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
             np.ones((settings.batch_size, settings.sequence_length), np.float32), rules
         )
         last_evaluation = None
-        first_row = jax.process_index() * settings.batch_size // jax.process_count()
         batches = loader.batches(start) if start < settings.total_steps else ()
         step = saved = start
         for step, rows in enumerate(batches, start + 1):
@@ -208,7 +215,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
                     "learning_rate": float(schedule(step - 1)),
                     "tokens": step * settings.batch_size * settings.sequence_length,
                     "tokens_per_second": watcher.tokens_per_second(step),
-                    "batch_fingerprint": _global_fingerprint(rows, first_row),
+                    "batch_fingerprint": _global_fingerprint(rows, share),
                 }
                 if is_evaluated:
                     last_evaluation = evaluator(state.params) or last_evaluation
@@ -225,6 +232,8 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
 
         # 6. Everything on disk before this returns.
         checkpointer.wait()
+        if start == settings.total_steps:
+            last_evaluation = evaluator(state.params)  # for the report of a run that was done
         watcher.report(last_evaluation)
         return Outcome(step, step < settings.total_steps, last_evaluation)
 
@@ -346,18 +355,45 @@ def _any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
-def _global_fingerprint(rows: np.ndarray, first_row: int) -> str:
-    """Of the global batch, of which this process has the rows from `first_row` on."""
-    part = fingerprint(rows, first_row)
+@dataclasses.dataclass(frozen=True)
+class _RowShare:
+    """A process feeds part `index` of `count` equal parts of each batch."""
+
+    index: int
+    count: int
+
+
+def _row_share(batch_size: int, rules: ShardingRules) -> _RowShare:
+    """The rows that this process's devices hold; processes may share them (tensor parallelism).
+
+    Raises:
+        ValueError: they are not one range of rows, which the mesh's device order decides.
+    """
+    sharding = jax.NamedSharding(jax.sharding.get_mesh(), rules("batch", None))
+    indices = sharding.addressable_devices_indices_map((batch_size, 1)).values()
+    ranges = sorted({rows.indices(batch_size)[:2] for rows, _ in indices})
+    start, size = ranges[0][0], ranges[-1][1] - ranges[0][0]
+    if sum(stop - first for first, stop in ranges) != size or start % size or batch_size % size:
+        raise ValueError(
+            f"the devices of process {jax.process_index()} hold rows {ranges} of a batch, which "
+            "are no part of equal parts: choose mesh.replica and mesh.fsdp along the hosts"
+        )
+    return _RowShare(start // size, batch_size // size)
+
+
+def _global_fingerprint(rows: np.ndarray, share: _RowShare) -> str:
+    """Of the global batch, of which this process has a share."""
+    value = fingerprint(rows, share.index * rows.shape[0])
     if jax.process_count() > 1:
         # As two halves: JAX has no 64-bit integers by default.
-        halves = np.array([part >> 32, part & 0xFFFFFFFF], np.uint32)
-        gathered = multihost_utils.process_allgather(halves).astype(object)
-        part = sum((int(high) << 32) + int(low) for high, low in gathered) % 2**64
-    return format_fingerprint(part)
+        part = np.array([share.index, value >> 32, value & 0xFFFFFFFF], np.uint32)
+        parts = multihost_utils.process_allgather(part).tolist()
+        unique = {index: (high << 32) + low for index, high, low in parts}
+        value = sum(unique.values()) % 2**64
+    return format_fingerprint(value)
 
 
-def _to_mesh(rows: np.ndarray, rules, batch_size: int | None = None) -> jax.Array:
+def _to_mesh(rows: np.ndarray, rules: ShardingRules, batch_size: int | None = None) -> jax.Array:
     """This process's rows as its part of the global batch, split over the batch axes."""
     sharding = jax.NamedSharding(jax.sharding.get_mesh(), rules("batch", None))
     shape = (batch_size or rows.shape[0], rows.shape[1])

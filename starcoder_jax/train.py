@@ -45,20 +45,20 @@ def _train(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.Path
     """Returns the exit status."""
     from starcoder_jax.data.store import TokenStore
     from starcoder_jax.recipes import load_recipe
-    from starcoder_jax.training.loop import DivergedError, next_command, open_workdir, train
+    from starcoder_jax.training.loop import DivergedError, make_devices, open_workdir, train
+    from starcoder_jax.training.watcher import next_command
 
     recipe = load_recipe(files, overrides)
     command = " ".join([f"--gin_file={file}" for file in files] + [f"--gin.{o}" for o in overrides])
+    make_devices(recipe)  # so that a mesh that does not fit is found before data is prepared
     open_workdir(recipe, workdir, header=f"python -m starcoder_jax.train {command}")
     store = pathlib.Path(recipe.data.directory or workdir / "data")
     # In a process of its own: what prepares data loads TensorFlow, which training has no use for.
     prepare = [sys.executable, "-m", "starcoder_jax.prepare", f"--directory={store}"]
     if status := subprocess.run([*prepare, f"--gin_file={workdir / 'config.gin'}"]).returncode:
         return status
-    token_store = TokenStore(store)
-    token_store.tokenizer.save(workdir)  # so that the model can be opened without its data
     try:
-        outcome = train(recipe, workdir, token_store)
+        outcome = train(recipe, workdir, TokenStore(store))
     except DivergedError as error:
         print(f"train: {error}", file=sys.stderr)
         return DIVERGED

@@ -90,6 +90,7 @@ def without_checkpoints_after(source: pathlib.Path, step: int, target: pathlib.P
 def start(command: str, *arguments: str, devices: int = 1, **options) -> subprocess.Popen:
     """Starts `python -m starcoder_jax.COMMAND` with pipes for its output."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    environment.pop("XLA_FLAGS", None)  # as a user's programs are compiled
     return subprocess.Popen(
         [sys.executable, "-m", f"starcoder_jax.{command}", *map(str, arguments)],
         env=environment,

@@ -4,16 +4,13 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import pathlib
-import shlex
 import signal
-import time
 from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from starcoder_jax.data.loader import Loader, fingerprint, format_fingerprint
+from starcoder_jax.data.loader import Loader
 from starcoder_jax.data.store import TokenStore
 from starcoder_jax.parallel.mesh import make_mesh
 from starcoder_jax.parallel.sharding import (
@@ -25,11 +22,11 @@ from starcoder_jax.parallel.sharding import (
 from starcoder_jax.recipes import Recipe, changed_fields, load_recipe, recipe_text
 from starcoder_jax.training.checkpoint import Checkpointer, find_checkpoint, placed, restore_params
 from starcoder_jax.training.evaluation import Evaluation, Evaluator
-from starcoder_jax.training.metrics import MetricsWriter, read_metrics, replace_file
+from starcoder_jax.training.hosts import any_process, global_fingerprint, row_share, to_mesh
+from starcoder_jax.training.metrics import read_metrics, replace_file
 from starcoder_jax.training.optimizer import learning_rate, make_optimizer
-from starcoder_jax.training.progress import Progress
-from starcoder_jax.training.report import write_report
 from starcoder_jax.training.step import TrainState, initial_state, make_train_step
+from starcoder_jax.training.watcher import Watcher
 
 # A vocabulary table may have this many rows more than the tokenizer has ids: Megatron pads it to a
 # multiple of 128 times the tensor-parallel size.
@@ -91,6 +88,24 @@ def check_vocabulary(recipe: Recipe, store: TokenStore) -> None:
         )
 
 
+def make_devices(recipe: Recipe) -> tuple[jax.sharding.Mesh, ShardingRules]:
+    """The mesh of a run and where everything lives on it.
+
+    Raises:
+        ValueError: model, batch or sequence do not split over the devices as the recipe asks.
+    """
+    settings = recipe.train
+    mesh = make_mesh(recipe.mesh)
+    rules = sharding_rules(recipe.model, mesh)
+    check_batch(settings.batch_size, settings.micro_batches, mesh)
+    if settings.sequence_length % mesh.shape["sequence"]:
+        raise ValueError(
+            f"train.sequence_length={settings.sequence_length} does not split over mesh.sequence="
+            f"{mesh.shape['sequence']}"
+        )
+    return mesh, rules
+
+
 def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
     """Trains, from the newest checkpoint in the working directory if there is one.
 
@@ -110,19 +125,14 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
     """
     settings = recipe.train
     check_vocabulary(recipe, store)
+    if jax.process_index() == 0:
+        store.tokenizer.save(workdir)  # so that the model can be opened without its data
 
     # 1. Mesh, and where everything lives on it.
-    mesh = make_mesh(recipe.mesh)
-    rules = sharding_rules(recipe.model, mesh)
-    check_batch(settings.batch_size, settings.micro_batches, mesh)
-    if settings.sequence_length % mesh.shape["sequence"]:
-        raise ValueError(
-            f"train.sequence_length={settings.sequence_length} does not split over mesh.sequence="
-            f"{mesh.shape['sequence']}"
-        )
+    mesh, rules = make_devices(recipe)
     with jax.set_mesh(mesh), _catch_sigterm() as stop, contextlib.ExitStack() as stack:
         # 2. Data: batch k is a function of the recipe and k alone.
-        share = _row_share(settings.batch_size, rules)
+        share = row_share(settings.batch_size, rules)
         loader = Loader(
             store,
             rates=recipe.data.rates,
@@ -186,28 +196,31 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
             batch_ways(mesh),
             rules,
         )
-        watcher = stack.enter_context(_Watcher(recipe, workdir, start))
+        watcher = stack.enter_context(Watcher(recipe, workdir, start))
         for warning in warnings:
             watcher.message(f"warning: {warning}")
         if start:
             watcher.message(f"resuming after step {start}")
 
         # 5. Steps.
-        weights = _to_mesh(
+        weights = to_mesh(
             np.ones((settings.batch_size, settings.sequence_length), np.float32), rules
         )
         last_evaluation = None
         batches = loader.batches(start) if start < settings.total_steps else ()
         step = saved = start
         for step, rows in enumerate(batches, start + 1):
-            state, metrics = train_step(state, _to_mesh(rows, rules, settings.batch_size), weights)
+            state, metrics = train_step(state, to_mesh(rows, rules, settings.batch_size), weights)
             if jax.default_backend() == "cpu":
                 # Simulated devices deadlock when collectives of two steps meet.
                 jax.block_until_ready(state)
-            is_last = step == settings.total_steps or _any_process(stop.requested)
+            is_logged = step % settings.log_every == 0
+            # Several processes agree on a stop; asking at every step would make all wait for all.
+            is_asked = jax.process_count() == 1 or is_logged
+            is_last = step == settings.total_steps or (is_asked and any_process(stop.requested))
             is_saved = is_last or step % settings.checkpoint_every == 0
             is_evaluated = step == settings.total_steps or step % settings.eval_every == 0
-            if is_last or is_saved or is_evaluated or step % settings.log_every == 0:
+            if is_logged or is_last or is_saved or is_evaluated:
                 _check_finite(state, metrics, saved)
                 record = {
                     "loss": float(metrics["loss"]),
@@ -215,7 +228,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
                     "learning_rate": float(schedule(step - 1)),
                     "tokens": step * settings.batch_size * settings.sequence_length,
                     "tokens_per_second": watcher.tokens_per_second(step),
-                    "batch_fingerprint": _global_fingerprint(rows, share),
+                    "batch_fingerprint": global_fingerprint(rows, share),
                 }
                 if is_evaluated:
                     last_evaluation = evaluator(state.params) or last_evaluation
@@ -236,93 +249,6 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
             last_evaluation = evaluator(state.params)  # for the report of a run that was done
         watcher.report(last_evaluation)
         return Outcome(step, step < settings.total_steps, last_evaluation)
-
-
-class _Watcher:
-    """What process 0 writes and shows; on other processes it does nothing."""
-
-    def __init__(self, recipe: Recipe, workdir: pathlib.Path, start: int):
-        self._recipe, self._workdir = recipe, workdir
-        self._is_main = jax.process_index() == 0
-        self._stack = contextlib.ExitStack()
-        self._logged = start  # the last step whose speed is known
-        self._seconds = 0.0  # of training since then
-        self._clock = time.perf_counter()
-        if self._is_main:
-            self._metrics = MetricsWriter(workdir, start)
-            self._stack.callback(self._metrics.close)
-            self._progress = Progress(recipe.train.total_steps, start)
-
-    def __enter__(self) -> "_Watcher":
-        if self._is_main:
-            self._stack.enter_context(self._progress)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._stack.__exit__(*exception)
-
-    def start_clock(self) -> None:
-        """Training goes on: what came since `tokens_per_second` or `advance` does not count."""
-        self._clock = time.perf_counter()
-
-    def tokens_per_second(self, step: int) -> float:
-        """Of training alone, since the last call."""
-        self._stop_clock()
-        tokens = (step - self._logged) * self._recipe.train.batch_size
-        tokens *= self._recipe.train.sequence_length
-        speed = tokens / self._seconds
-        self._logged, self._seconds = step, 0.0
-        return speed
-
-    def advance(self, step: int) -> None:
-        self._stop_clock()
-        if self._is_main:
-            self._progress.advance(step)
-
-    def log(self, step: int, record: dict, evaluation: Evaluation | None) -> None:
-        if not self._is_main:
-            return
-        self._metrics.write(step, record)
-        self._progress.update(
-            step, loss=record["loss"], tokens_per_second=record["tokens_per_second"]
-        )
-        if "eval/loss" in record:
-            text = "  ".join(
-                f"{name.removeprefix('eval/')} {value:.3f}"
-                for name, value in record.items()
-                if name.startswith("eval/")
-            )
-            self._progress.message(f"step {step} on held-out files: {text}")
-            self.report(evaluation)
-
-    def message(self, text: str) -> None:
-        if self._is_main:
-            self._progress.message(text)
-
-    def report(self, evaluation: Evaluation | None) -> None:
-        """Writes report.html as of now."""
-        if not self._is_main:
-            return
-        write_report(
-            self._workdir,
-            title=self._workdir.name,
-            config_text=recipe_text(self._recipe),
-            sample=evaluation.sample if evaluation else None,
-            heldout=evaluation.files if evaluation else [],
-            next_command=next_command(self._workdir),
-        )
-
-    def _stop_clock(self) -> None:
-        self._seconds += time.perf_counter() - self._clock
-        self._clock = time.perf_counter()
-
-
-def next_command(workdir: pathlib.Path) -> str:
-    """What to try with a trained model."""
-    return (
-        f"python -m starcoder_jax.generate --checkpoint={shlex.quote(str(workdir))} "
-        "--prompt='def read_lines(path):'"
-    )
 
 
 class _Stop:
@@ -346,60 +272,6 @@ def _catch_sigterm() -> Iterator[_Stop]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process: all stop at the same step."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
-
-
-@dataclasses.dataclass(frozen=True)
-class _RowShare:
-    """A process feeds part `index` of `count` equal parts of each batch."""
-
-    index: int
-    count: int
-
-
-def _row_share(batch_size: int, rules: ShardingRules) -> _RowShare:
-    """The rows that this process's devices hold; processes may share them (tensor parallelism).
-
-    Raises:
-        ValueError: they are not one range of rows, which the mesh's device order decides.
-    """
-    sharding = jax.NamedSharding(jax.sharding.get_mesh(), rules("batch", None))
-    indices = sharding.addressable_devices_indices_map((batch_size, 1)).values()
-    ranges = sorted({rows.indices(batch_size)[:2] for rows, _ in indices})
-    start, size = ranges[0][0], ranges[-1][1] - ranges[0][0]
-    if sum(stop - first for first, stop in ranges) != size or start % size or batch_size % size:
-        raise ValueError(
-            f"the devices of process {jax.process_index()} hold rows {ranges} of a batch, which "
-            "are no part of equal parts: choose mesh.replica and mesh.fsdp along the hosts"
-        )
-    return _RowShare(start // size, batch_size // size)
-
-
-def _global_fingerprint(rows: np.ndarray, share: _RowShare) -> str:
-    """Of the global batch, of which this process has a share."""
-    value = fingerprint(rows, share.index * rows.shape[0])
-    if jax.process_count() > 1:
-        # As two halves: JAX has no 64-bit integers by default.
-        part = np.array([share.index, value >> 32, value & 0xFFFFFFFF], np.uint32)
-        parts = multihost_utils.process_allgather(part).tolist()
-        unique = {index: (high << 32) + low for index, high, low in parts}
-        value = sum(unique.values()) % 2**64
-    return format_fingerprint(value)
-
-
-def _to_mesh(rows: np.ndarray, rules: ShardingRules, batch_size: int | None = None) -> jax.Array:
-    """This process's rows as its part of the global batch, split over the batch axes."""
-    sharding = jax.NamedSharding(jax.sharding.get_mesh(), rules("batch", None))
-    shape = (batch_size or rows.shape[0], rows.shape[1])
-    if shape == rows.shape and jax.process_count() > 1:
-        return jax.make_array_from_callback(shape, sharding, lambda index: rows[index])
-    return jax.make_array_from_process_local_data(sharding, rows, shape)
 
 
 def _check_finite(state: TrainState, metrics: dict, saved: int) -> None:

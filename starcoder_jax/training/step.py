@@ -125,7 +125,7 @@ def make_train_step(
         weight_sum = jnp.sum(weights)
         loss = total / weight_sum
         mean = jax.tree.map(lambda gradient: gradient / weight_sum, summed)
-        grad_norm = optax.global_norm(mean)
+        grad_norm = optax.tree.norm(mean)
         updates, optimizer_state = optimizer.update(mean, state.optimizer_state, state.params)
         step = state.step + 1
         is_bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from starcoder_jax.model.mask import AttentionMask
 
@@ -109,7 +110,9 @@ def _blocked_forward(block, query, key, value, mask, slopes, dropout):
         )
         outputs.append(jnp.moveaxis((attended / total).astype(query.dtype), 1, 2))
         normalizers.append(largest + jnp.log(total))
-    output = jnp.concatenate(outputs, axis=1)  # [b, t, k, g, h]
+    # Named, so that a rematerialisation policy can keep what the backward pass needs.
+    output = checkpoint_name(jnp.concatenate(outputs, axis=1), "attention")  # [b, t, k, g, h]
+    normalizers = [checkpoint_name(normalizer, "attention") for normalizer in normalizers]
     return output, (query, key, value, mask, slopes, dropout, output, normalizers)
 
 

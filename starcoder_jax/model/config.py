@@ -6,7 +6,7 @@ import math
 POSITIONS = ("learned", "rope", "alibi")
 ACTIVATIONS = ("gelu_tanh", "gelu_erf")
 # What the backward pass of a layer finds in memory. "none" saves every intermediate value,
-# "full" saves only the layer's input, "dots" saves what matrix products with weights made.
+# "full" saves only the layer's input, "dots" what attention and matrix products with weights made.
 REMATERIALIZATION = ("none", "full", "dots")
 ATTENTION_BACKENDS = ("reference", "xla")
 DTYPES = ("float32", "bfloat16", "float16")

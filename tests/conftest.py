@@ -1,9 +1,7 @@
-"""Shared by all tests: eight simulated devices, one compilation cache, the tests' own data."""
+"""Shared by all tests: eight simulated devices, one compilation cache."""
 
 import os
 import pathlib
-
-import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -15,12 +13,3 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Half the compilation time. Speed is not tested, and what is compared is compiled alike.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> pathlib.Path:
-    """Real vocabularies and benchmarks, which are not part of the repository."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no ../shared/data beside the repository")
-    return folder

@@ -87,7 +87,8 @@ class DecoderConfig:
     def init_std(self) -> float:
         """Standard deviation of embeddings and input projections: 1/sqrt(embed_dim).
 
-        The value that every run of the family passed to `--init-method-std` in its Megatron script.
+        The value that every StarCoder run passed to `--init-method-std` in its Megatron script.
+        BLOOM's was sqrt(1 / (3 * embed_dim)).
         """
         return 1 / math.sqrt(self.embed_dim)
 

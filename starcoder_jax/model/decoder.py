@@ -222,6 +222,25 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: more tokens than learned positions.
         """
+        x, _ = self._run(tokens, segment_ids, dropout_key, lambda x: None)
+        return self.final_norm(x)
+
+    def layer_outputs(
+        self, tokens: jax.Array, *, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
+        """The residual stream: what enters the first layer, then what each layer puts out.
+
+        Args:
+            tokens, segment_ids: as for `hidden_states`.
+
+        Returns:
+            [layers + 1, batch, length, embed] in config.dtype, before the final norm.
+        """
+        last, inputs = self._run(tokens, segment_ids, None, lambda x: x)
+        return jnp.concatenate([inputs, last[None]])
+
+    def _run(self, tokens, segment_ids, dropout_key, keep):
+        """The last layer's output, and `keep` of every layer's input, stacked."""
         config, spec = self.config, self.spec
         batch, length = tokens.shape
         activation = spec("batch", "length", None)
@@ -252,13 +271,12 @@ class Decoder(nnx.Module):
 
         def layer(x, xs):
             parameters, key = xs
-            return parameters(x, mask, rotation, key), None
+            return parameters(x, mask, rotation, key), keep(x)
 
         if config.rematerialization != "none":
             policy = _CHECKPOINT_POLICIES[config.rematerialization]
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x, _ = jax.lax.scan(layer, x, (self.layers, layer_keys))
-        return self.final_norm(x)
+        return jax.lax.scan(layer, x, (self.layers, layer_keys))
 
 
 def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

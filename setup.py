@@ -15,15 +15,18 @@ INSTALL_REQUIRES = [
     "gin-config>=0.5",
     "grain>=0.2.18",
     "jax>=0.10,<0.12",
+    "ml_dtypes>=0.5",
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "pyarrow>=18",
     "rich>=13",
+    "safetensors>=0.5",
     "sentencepiece>=0.2",
     "seqio>=0.0.20",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.7",
+    "tensorstore>=0.1.70",
     "tokenizers>=0.21",
 ]
 

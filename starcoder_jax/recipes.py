@@ -88,8 +88,7 @@ def load_recipe(files: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
     bindings = [_quote_override(override) for override in overrides]
     paths = [str(_find_recipe(name)) for name in files]
     try:
-        with _without_log():
-            gin.parse_config_files_and_bindings(paths, [], finalize_config=False)
+        _parse(paths)
         for binding in bindings:
             _check_macro(binding.partition(" = ")[0])
             gin.parse_config(binding)
@@ -144,6 +143,18 @@ def _without_log() -> Iterator[None]:
         logging.disable(before)
 
 
+def _parse(paths: Sequence[str]) -> None:
+    try:
+        with _without_log():
+            gin.parse_config_files_and_bindings(paths, [], finalize_config=False)
+    except TypeError as error:
+        # What gin makes of an include such as 'model/x.gin' where Python finds a folder "model".
+        raise ImportError(
+            f"{' '.join(paths)}: an include cannot be read; write './folder/file.gin' for a file "
+            "in a folder"
+        ) from error
+
+
 def _find_recipe(name: str) -> pathlib.Path:
     for folder in (pathlib.Path(), _recipe_folder()):
         for candidate in (folder / name, folder / f"{name}.gin"):
@@ -178,10 +189,16 @@ def _check_macro(name: str) -> None:
 
 
 def _build() -> Recipe:
-    return Recipe(**{name: _build_section(name) for name in _SECTIONS})
+    train = _build_section("train")
+    sections = {
+        name: _build_section(name, train.initial_checkpoint if name == "model" else None)
+        for name in _SECTIONS
+        if name != "train"
+    }
+    return Recipe(train=train, **sections)
 
 
-def _build_section(section: str) -> Any:
+def _build_section(section: str, initial_checkpoint: str | None = None) -> Any:
     cls = _SECTIONS[section]
     required = {
         field.name
@@ -202,12 +219,25 @@ def _build_section(section: str) -> Any:
             full_name = f"{section}.{name}"
             raise ValueError(f"unknown parameter {full_name!r}{_nearest(full_name, choices)}")
     left = {name for name, value in bindings.items() if value is gin.REQUIRED}
-    if absent := sorted(required - bindings.keys() | left):
+    absent = sorted(required - bindings.keys() | left)
+    if absent and initial_checkpoint is not None and not left:
+        bindings = _architecture(initial_checkpoint) | bindings
+    elif absent:
         raise ValueError(_missing(section, absent))
     values = {
         name: _convert(f"{section}.{name}", value, hints[name]) for name, value in bindings.items()
     }
     return cls(**values)
+
+
+def _architecture(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint says of its model; how to compute it is the recipe's to say."""
+    from starcoder_jax.training.load import open_parameters  # opens what recipes describe
+
+    fields = dataclasses.asdict(open_parameters(checkpoint).config)
+    for name in ("dtype", "rematerialization", "attention_backend"):
+        del fields[name]
+    return fields
 
 
 def _fields(section: str) -> tuple[dataclasses.Field, ...]:

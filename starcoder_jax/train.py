@@ -45,17 +45,23 @@ def _train(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.Path
     """Returns the exit status."""
     from starcoder_jax.data.store import TokenStore
     from starcoder_jax.recipes import load_recipe
+    from starcoder_jax.training.checkpoint import has_begun
+    from starcoder_jax.training.initial import bring_tokenizer, open_initial_checkpoint
     from starcoder_jax.training.loop import DivergedError, make_devices, open_workdir, train
     from starcoder_jax.training.watcher import next_command
 
     recipe = load_recipe(files, overrides)
     command = " ".join([f"--gin_file={file}" for file in files] + [f"--gin.{o}" for o in overrides])
     make_devices(recipe)  # so that a mesh that does not fit is found before data is prepared
+    if recipe.train.initial_checkpoint is not None and not has_begun(workdir):
+        open_initial_checkpoint(recipe)  # likewise
     open_workdir(recipe, workdir, header=f"python -m starcoder_jax.train {command}")
+    tokenizer = bring_tokenizer(recipe, workdir)
     store = pathlib.Path(recipe.data.directory or workdir / "data")
     # In a process of its own: what prepares data loads TensorFlow, which training has no use for.
     prepare = [sys.executable, "-m", "starcoder_jax.prepare", f"--directory={store}"]
-    if status := subprocess.run([*prepare, f"--gin_file={workdir / 'config.gin'}"]).returncode:
+    prepare += [f"--gin_file={workdir / 'config.gin'}", f"--gin.tokenizer.path={tokenizer}"]
+    if status := subprocess.run(prepare).returncode:
         return status
     try:
         outcome = train(recipe, workdir, TokenStore(store))

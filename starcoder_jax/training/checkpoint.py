@@ -1,20 +1,24 @@
 """Checkpoints of a run: asynchronous, whole or absent, restorable onto any mesh.
 
 WORKDIR/checkpoints/STEP/ holds `params` and `training` (optimizer state and counters) as Orbax
-trees and `about`, a JSON object with the recipe, the versions of the code that wrote it, and a
-checksum of each tree: Orbax reads array data without noticing flipped bits.
+trees and `about`, a JSON object with the architecture, the recipe, the versions of the code that
+wrote it, and a checksum of each tree: Orbax reads array data without noticing flipped bits.
 """
 
 import json
 import pathlib
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from starcoder_jax.training.metrics import read_metrics
 from starcoder_jax.training.step import Params, TrainState
+
+_CHUNK_BYTES = 64 * 2**20
 
 
 class Checkpointer:
@@ -53,7 +57,9 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
+                    params=ocp.args.StandardSave(
+                        state.params, save_args=_layers_apart(state.params)
+                    ),
                     training=ocp.args.StandardSave(training),
                     about=ocp.args.JsonSave(about),
                 ),
@@ -93,7 +99,7 @@ class Checkpointer:
             try:
                 state = self._restore_step(step, abstract)
             except Exception as error:  # whatever a damaged file makes the libraries raise
-                reasons[step] = _first_line(error)[:200]
+                reasons[step] = first_line(error)[:200]
                 continue
             return state, [self._set_aside(step, reason) for step, reason in reasons.items()]
         if reasons:
@@ -158,8 +164,16 @@ def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = [child for child in folder.glob("*") if child.name.isdigit()] if folder.is_dir() else []
     if not steps:
-        raise ValueError(f"no checkpoint in {path}: give a working directory of a training run")
+        raise ValueError(
+            f"no checkpoint in {path}: give the working directory of a training run, or a Hugging "
+            "Face directory (with a config.json)"
+        )
     return max(steps, key=lambda child: int(child.name)), folder.parent
+
+
+def has_begun(workdir: pathlib.Path) -> bool:
+    """Whether a run has left something that another recipe could spoil: a checkpoint or metrics."""
+    return any((workdir / "checkpoints").glob("*")) or bool(read_metrics(workdir))
 
 
 def placed(abstract: Any, mesh: jax.sharding.Mesh | None) -> Any:
@@ -182,26 +196,19 @@ def placed(abstract: Any, mesh: jax.sharding.Mesh | None) -> Any:
     return jax.tree.map(place, abstract)
 
 
-def restore_params(checkpoint: pathlib.Path, abstract: Params) -> Params:
-    """The parameters of one checkpoint, on the shardings of `abstract`, from `placed`.
+def read_about(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """What is written beside the parameters of a checkpoint."""
+    return json.loads((checkpoint / "about" / "metadata").read_text(encoding="utf-8"))
 
-    Raises:
-        ValueError: the checkpoint cannot be read or has other parameters.
-    """
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(checkpoint / "params", abstract)
-        _verify(checkpoint, "params", params)
-        return params
-    except Exception as error:  # as in Checkpointer.restore
-        raise ValueError(
-            f"checkpoint {checkpoint} cannot be restored: {_first_line(error)}"
-        ) from error
+
+def combine_checksums(sums: Iterable[int]) -> int:
+    """The checksum of a tree, from the sums of the bits of its leaves, in their order."""
+    return sum(total * (2 * index + 1) for index, total in enumerate(sums)) % 2**32
 
 
 @jax.jit
 def _checksum(tree: Any) -> jax.Array:
-    """A uint32 scalar over the bits of 32-bit arrays, the same on any mesh."""
+    """`combine_checksums` of a tree of 32-bit arrays, a uint32 scalar; the same on any mesh."""
     total = jnp.zeros((), jnp.uint32)
     for index, x in enumerate(jax.tree.leaves(tree)):
         words = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -210,17 +217,27 @@ def _checksum(tree: Any) -> jax.Array:
 
 
 def _verify(checkpoint: pathlib.Path, name: str, tree: Any) -> None:
-    about = json.loads((checkpoint / "about" / "metadata").read_text())
-    if int(_checksum(tree)) != about["checksums"][name]:
+    if int(_checksum(tree)) != read_about(checkpoint)["checksums"][name]:
         raise ValueError(f"the data of {name} are damaged: their checksum is another one")
+
+
+def _layers_apart(params: Params) -> Any:
+    """How to save: large stacks of layers in chunks of few, so that they can be read one by one."""
+
+    def arguments(path, _):
+        is_stacked = path[0].key == "layers"
+        return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if is_stacked else ())
+
+    return jax.tree_util.tree_map_with_path(arguments, params)
 
 
 def _write_error(directory: pathlib.Path, step: int | None, error: Exception) -> OSError:
     return OSError(
-        f"checkpoint {step} could not be written to {directory} ({_first_line(error)[:300]}): free "
+        f"checkpoint {step} could not be written to {directory} ({first_line(error)[:300]}): free "
         "or mount space there and run the same command again; the checkpoints before it are whole"
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or what stands for it."""
     return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

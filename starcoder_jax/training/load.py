@@ -1,17 +1,35 @@
-"""Opens a trained model."""
+"""Opens models: of training runs, of conversions, and Hugging Face checkpoints."""
 
 import dataclasses
 import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from starcoder_jax.data.tokenizer import Tokenizer, load_tokenizer
+from starcoder_jax.hf.checkpoint import HfParameters, is_hf_checkpoint
 from starcoder_jax.model.decoder import Decoder, unsharded
 from starcoder_jax.parallel.sharding import sharding_rules
-from starcoder_jax.recipes import load_recipe
-from starcoder_jax.training.checkpoint import find_checkpoint, placed, restore_params
+from starcoder_jax.training.checkpoint import find_checkpoint, placed
+from starcoder_jax.training.orbax_parameters import OrbaxParameters
+from starcoder_jax.training.parameters import place
+
+
+def open_parameters(path: str | os.PathLike) -> HfParameters | OrbaxParameters:
+    """The parameters at a path, to be read one by one, and what is known of them.
+
+    Args:
+        path: a Hugging Face directory (with config.json), the working directory of a run (its
+            newest checkpoint is taken), or one of its checkpoints.
+
+    Raises:
+        ValueError: there is no checkpoint, or it cannot be read.
+    """
+    if is_hf_checkpoint(path):
+        return HfParameters(path)
+    return OrbaxParameters(find_checkpoint(pathlib.Path(path))[0])
 
 
 def load_model(
@@ -20,20 +38,27 @@ def load_model(
     dtype: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Decoder, Tokenizer]:
-    """The model of a training run and its tokenizer.
+    """A model and its tokenizer, read straight onto the devices.
 
     Args:
-        path: a working directory (its newest checkpoint is taken) or one of its checkpoints.
-        dtype: of activations and matrix products; None: as trained.
+        path: a Hugging Face directory, a working directory, or a checkpoint in one.
+        dtype: of parameters and computation, "float32", "bfloat16" or "float16"; None: as stored,
+            computing as the model was trained.
         mesh: from `parallel.make_mesh`, to split the parameters over; use the model within
             `jax.set_mesh(mesh)`. None: on one device.
 
     Raises:
-        ValueError: there is no checkpoint, or it cannot be read.
+        ValueError: there is no checkpoint, it cannot be read, or its tokenizer has more ids than
+            its embedding has rows.
     """
-    checkpoint, workdir = find_checkpoint(pathlib.Path(path))
-    recipe = load_recipe([str(workdir / "config.gin")])
-    config = dataclasses.replace(recipe.model, dtype=dtype or recipe.model.dtype)
+    source = open_parameters(path)
+    tokenizer = load_tokenizer(source.folder)
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise ValueError(
+            f"{source.folder}: the tokenizer has {tokenizer.vocab_size} ids, but the model's "
+            f"embedding only {source.config.vocab_size} rows: they do not belong together"
+        )
+    config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
     spec = unsharded if mesh is None else sharding_rules(config, mesh)
 
     def abstract_model():
@@ -45,5 +70,6 @@ def load_model(
         with jax.set_mesh(mesh):
             model = abstract_model()
     graph, state = nnx.split(model)
-    params = restore_params(checkpoint, placed(nnx.to_pure_dict(state), mesh))
-    return nnx.merge(graph, params), load_tokenizer(workdir)
+    stored = jnp.dtype(dtype or source.dtype)
+    abstract = jax.tree.map(lambda x: x.update(dtype=stored), nnx.to_pure_dict(state))
+    return nnx.merge(graph, place(source.read, placed(abstract, mesh))), tokenizer

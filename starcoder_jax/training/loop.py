@@ -20,17 +20,15 @@ from starcoder_jax.parallel.sharding import (
     sharding_rules,
 )
 from starcoder_jax.recipes import Recipe, changed_fields, load_recipe, recipe_text
-from starcoder_jax.training.checkpoint import Checkpointer, find_checkpoint, placed, restore_params
+from starcoder_jax.training.checkpoint import Checkpointer, has_begun, placed
 from starcoder_jax.training.evaluation import Evaluation, Evaluator
 from starcoder_jax.training.hosts import any_process, global_fingerprint, row_share, to_mesh
-from starcoder_jax.training.metrics import read_metrics, replace_file
+from starcoder_jax.training.initial import check_vocabulary, open_initial_checkpoint
+from starcoder_jax.training.metrics import replace_file
 from starcoder_jax.training.optimizer import learning_rate, make_optimizer
+from starcoder_jax.training.parameters import place
 from starcoder_jax.training.step import TrainState, initial_state, make_train_step
 from starcoder_jax.training.watcher import Watcher
-
-# A vocabulary table may have this many rows more than the tokenizer has ids: Megatron pads it to a
-# multiple of 128 times the tensor-parallel size.
-_MAX_PADDING = 1024
 
 
 class DivergedError(ArithmeticError):
@@ -60,9 +58,13 @@ def open_workdir(recipe: Recipe, workdir: pathlib.Path, header: str = "") -> Non
         OSError: it cannot be written.
     """
     config_file = workdir / "config.gin"
+    if has_begun(workdir) and not config_file.exists():
+        raise ValueError(
+            f"{workdir} holds a converted model, not a run: give it as train.initial_checkpoint, "
+            "and another --workdir"
+        )
     # A start that failed before its first step leaves nothing that another recipe could spoil.
-    has_begun = any((workdir / "checkpoints").glob("*")) or read_metrics(workdir)
-    if config_file.exists() and has_begun:
+    if has_begun(workdir):
         differences = changed_fields(load_recipe([str(config_file)]), recipe)
         if differences:
             raise ValueError(
@@ -72,20 +74,6 @@ def open_workdir(recipe: Recipe, workdir: pathlib.Path, header: str = "") -> Non
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         replace_file(config_file, recipe_text(recipe, header).encode())
-
-
-def check_vocabulary(recipe: Recipe, store: TokenStore) -> None:
-    """Checks that model and tokenizer agree on the vocabulary.
-
-    Raises:
-        ValueError: they do not.
-    """
-    rows, ids = recipe.model.vocab_size, store.tokenizer.vocab_size
-    if not ids <= rows <= ids + _MAX_PADDING:
-        raise ValueError(
-            f"model.vocab_size={rows}, but the tokenizer of the token store has {ids} ids: the "
-            f"model needs that many rows, and at most {_MAX_PADDING} more as padding"
-        )
 
 
 def make_devices(recipe: Recipe) -> tuple[jax.sharding.Mesh, ShardingRules]:
@@ -124,7 +112,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
         OSError: the working directory cannot be written; the last checkpoint is whole.
     """
     settings = recipe.train
-    check_vocabulary(recipe, store)
+    check_vocabulary(recipe, store.tokenizer)
     if jax.process_index() == 0:
         store.tokenizer.save(workdir)  # so that the model can be opened without its data
 
@@ -152,6 +140,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
             return initial_state(recipe.model, optimizer, settings.seed, rules)
 
         about = {
+            "model": dataclasses.asdict(recipe.model),
             "recipe": recipe_text(recipe),
             "versions": {
                 name: importlib.metadata.version(name) for name in ("starcoder_jax", "jax", "flax")
@@ -164,9 +153,8 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
         if state is None:
             state = jax.jit(fresh_state)()
             if settings.initial_checkpoint is not None:
-                checkpoint, _ = find_checkpoint(pathlib.Path(settings.initial_checkpoint))
-                params = restore_params(checkpoint, abstract.params)
-                state = dataclasses.replace(state, params=params)
+                initial = open_initial_checkpoint(recipe)
+                state = dataclasses.replace(state, params=place(initial.read, abstract.params))
         start = int(state.step)
 
         # 4. The step and the evaluation.

@@ -13,7 +13,8 @@ from starcoder_jax.data.loader import Loader, fingerprint, format_fingerprint
 from starcoder_jax.parallel.mesh import make_mesh
 from starcoder_jax.recipes import load_recipe
 from starcoder_jax.training import loop
-from starcoder_jax.training.loop import DivergedError, check_vocabulary, open_workdir, train
+from starcoder_jax.training.initial import check_vocabulary
+from starcoder_jax.training.loop import DivergedError, open_workdir, train
 from starcoder_jax.training.metrics import read_metrics
 from starcoder_jax.training.optimizer import learning_rate
 
@@ -180,10 +181,10 @@ def test_what_does_not_fit_is_named(recipe, store, tmp_path, overrides, message)
 
 def test_check_vocabulary(recipe, store):
     for rows in (320, 384, 320 + 1024):
-        check_vocabulary(recipe(f"model.vocab_size={rows}"), store)
+        check_vocabulary(recipe(f"model.vocab_size={rows}"), store.tokenizer)
     for rows in (319, 320 + 1025, 49152):
         with pytest.raises(ValueError, match=f"model.vocab_size={rows}, .* 320 ids"):
-            check_vocabulary(recipe(f"model.vocab_size={rows}"), store)
+            check_vocabulary(recipe(f"model.vocab_size={rows}"), store.tokenizer)
 
 
 def test_open_workdir(trained, recipe, tmp_path, micro_folder):

@@ -10,14 +10,13 @@ import jax
 import micro
 import numpy as np
 import pytest
-from flax import nnx
 
 from starcoder_jax.data.store import TokenStore
-from starcoder_jax.model.decoder import Decoder
 from starcoder_jax.recipes import load_recipe
-from starcoder_jax.training.checkpoint import placed, restore_params
 from starcoder_jax.training.loop import open_workdir, train
 from starcoder_jax.training.metrics import read_metrics
+from starcoder_jax.training.orbax_parameters import OrbaxParameters
+from starcoder_jax.training.parameters import parameter_shapes, reading_order
 
 
 def start_and_signal(arguments, step, number, delay=0.0):
@@ -53,11 +52,9 @@ def check_same_run(workdir, expected, rtol=None):
 
 def parameters(workdir):
     """All parameters of the last checkpoint."""
-    recipe = load_recipe([str(workdir / "config.gin")])
-    model = jax.eval_shape(lambda: Decoder(recipe.model, rngs=nnx.Rngs(0)))
-    abstract = placed(nnx.to_pure_dict(nnx.state(model)), None)
-    params = restore_params(workdir / "checkpoints" / str(micro.STEPS), abstract)
-    return [np.asarray(x) for x in jax.tree.leaves(params)]
+    source = OrbaxParameters(workdir / "checkpoints" / str(micro.STEPS))
+    order = reading_order(parameter_shapes(source.config), source.config.num_layers)
+    return [source.read(path, layer) for path, layer in order]
 
 
 def test_killed_at_random_times_it_computes_the_same(trained, micro_folder, tmp_path):

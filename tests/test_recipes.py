@@ -30,15 +30,33 @@ def error(*arguments) -> str:
     return message
 
 
-def test_every_packaged_recipe_resolves():
-    assert "tiny.gin" in packaged_recipes()
-    complete = [name for name in packaged_recipes() if os.sep not in name]
-    for name in complete:
-        recipe = load_recipe([name])
+def test_every_packaged_recipe_resolves(tmp_path):
+    """Alone, or an overlay, in a folder, on top of another recipe; and so does its own text."""
+    assert "tiny.gin" in packaged_recipes() and len(packaged_recipes()) > 20
+    for name in packaged_recipes():
+        alone = os.sep not in name
+        text = (ROOT / "gin" / name).read_text()
+        required = re.findall(r"^([\w.]+) = %gin.REQUIRED", text, re.MULTILINE)
+        assert required in (([],) if alone else ([], ["train.initial_checkpoint"])), name
+        overrides = [f"{field}=somewhere" for field in required]
+        recipe = load_recipe([name] if alone else ["tiny.gin", name], overrides)
         assert recipe.train.total_steps > 0 and recipe.data.rates
-    overlays = set(packaged_recipes()) - set(complete)
-    for name in overlays:
-        load_recipe(["tiny.gin", name])
+        if alone:
+            assert recipe.train.sequence_length <= recipe.model.max_length
+        (tmp_path / "config.gin").write_text(recipe_text(recipe))
+        assert load_recipe([str(tmp_path / "config.gin")]) == recipe
+
+
+def test_a_folder_of_the_same_name_is_in_no_ones_way(tmp_path, monkeypatch):
+    """An include without "./" would be looked for in a Python package called model, too."""
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_recipe(["15b"]).model.num_layers == 40
+    for path in (ROOT / "gin").glob("*.gin"):
+        assert "include 'model/" not in path.read_text(), path
+    (tmp_path / "mine.gin").write_text("include 'model/starcoder2_3b.gin'")
+    assert "write './folder/file.gin'" in error(["mine.gin"])
 
 
 def test_a_packaged_recipe_is_found_from_any_folder(tmp_path, monkeypatch):

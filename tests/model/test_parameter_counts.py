@@ -8,7 +8,7 @@ from flax import nnx
 from starcoder_jax.model.decoder import Decoder
 from starcoder_jax.recipes import load_recipe, packaged_recipes
 
-# bigcode's checkpoints hold so many values; a tied head counts once.
+# The published checkpoints hold so many values; a tied head counts once.
 COUNTS = {
     "santacoder_1b": 1_124_886_528,
     "starcoderbase_1b": 1_137_207_296,
@@ -18,6 +18,7 @@ COUNTS = {
     "starcoder2_3b": 3_030_371_328,
     "starcoder2_7b": 7_173_923_840,
     "starcoder2_15b": 15_957_889_024,
+    "bloom_176b": 176_247_271_424,
 }
 # What an overlay leaves to the recipe: how the run computes, not what the model is.
 OF_THE_RUN = {"dtype", "rematerialization", "attention_backend"}
@@ -62,8 +63,12 @@ def test_what_tells_the_models_apart():
     untied = {name for name, model in models.items() if not model.tied_head}
     assert untied == {"starcoder2_15b"}
     for name, model in models.items():
+        assert model.embedding_norm == (name == "bloom_176b")
         if name.startswith("starcoder2"):
             kind = ("rope", 4096, 16384, 0.0)
+        elif name == "bloom_176b":
+            kind = ("alibi", None, 2048, 0.0)
+            assert model.num_kv_heads == model.num_heads
         else:
             kind = ("learned", None, 2048 if name == "santacoder_1b" else 8192, 0.1)
             assert model.num_kv_heads == 1

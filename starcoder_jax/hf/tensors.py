@@ -1,4 +1,4 @@
-"""Tensor files of Hugging Face checkpoints: safetensors in and out, PyTorch's pickles in."""
+"""Reads the tensor files of Hugging Face checkpoints: safetensors and PyTorch's pickles."""
 
 import json
 import os
@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from starcoder_jax.hf.shards import DTYPES, INDEX_SUFFIX, SINGLE_FILE, write_tensors
-
-__all__ = ["SafetensorsFiles", "TorchFiles", "open_tensors", "write_tensors"]
+from starcoder_jax.hf.shards import DTYPES, INDEX_SUFFIX, SINGLE_FILE
 
 _TORCH_DTYPES = {f"torch.{dtype.name}": dtype for dtype in DTYPES.values()}
 

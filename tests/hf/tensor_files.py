@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from starcoder_jax.hf.tensors import open_tensors, write_tensors
+from starcoder_jax.hf.shards import write_tensors
+from starcoder_jax.hf.tensors import open_tensors
 
 SHAPES = {"b.matrix": (3, 5), "a.scalar": (), "c.none": (0,), "d.empty": (2, 0, 3), "e": (7,)}
 FLOATS = [np.float32, np.float16, ml_dtypes.bfloat16]

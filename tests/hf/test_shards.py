@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from hf.tensor_files import FLOATS, SHAPES, arrays_of, check_holds, write
-from starcoder_jax.hf.tensors import open_tensors, write_tensors
+from starcoder_jax.hf.shards import write_tensors
+from starcoder_jax.hf.tensors import open_tensors
 
 
 def test_tensors_are_packed_in_order(tmp_path):
@@ -197,7 +198,8 @@ def peak(directory, work):
     script = """
         import json, pathlib, sys
         import numpy as np
-        from starcoder_jax.hf.tensors import open_tensors, write_tensors
+        from starcoder_jax.hf.shards import write_tensors
+        from starcoder_jax.hf.tensors import open_tensors
 
         def memory(kind):
             status = pathlib.Path("/proc/self/status").read_text()

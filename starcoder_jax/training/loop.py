@@ -20,14 +20,15 @@ from starcoder_jax.parallel.sharding import (
     sharding_rules,
 )
 from starcoder_jax.recipes import Recipe, changed_fields, load_recipe, recipe_text
-from starcoder_jax.training.checkpoint import Checkpointer, has_begun, placed
+from starcoder_jax.training.checkpoint import Checkpointer, has_begun
 from starcoder_jax.training.evaluation import Evaluation, Evaluator
 from starcoder_jax.training.hosts import any_process, global_fingerprint, row_share, to_mesh
 from starcoder_jax.training.initial import check_vocabulary, open_initial_checkpoint
 from starcoder_jax.training.metrics import replace_file
-from starcoder_jax.training.optimizer import learning_rate, make_optimizer
+from starcoder_jax.training.optimizer import learning_rate
 from starcoder_jax.training.parameters import place
-from starcoder_jax.training.step import TrainState, initial_state, make_train_step
+from starcoder_jax.training.program import make_program
+from starcoder_jax.training.step import TrainState
 from starcoder_jax.training.watcher import Watcher
 
 
@@ -134,11 +135,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
         )
 
         # 3. State: shapes and shardings first, then a restore or an initialisation onto them.
-        optimizer = make_optimizer(recipe.optimizer, settings.total_steps)
-
-        def fresh_state() -> TrainState:
-            return initial_state(recipe.model, optimizer, settings.seed, rules)
-
+        program = make_program(recipe, mesh, rules, store.tokenizer.end_of_text_id)
         about = {
             "model": dataclasses.asdict(recipe.model),
             "recipe": recipe_text(recipe),
@@ -148,30 +145,16 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
         }
         checkpointer = Checkpointer(workdir / "checkpoints", settings.keep_checkpoints, about)
         stack.callback(checkpointer.close)
-        abstract = placed(jax.eval_shape(fresh_state), mesh)
-        state, warnings = checkpointer.restore(abstract)
+        state, warnings = checkpointer.restore(program.state)
         if state is None:
-            state = jax.jit(fresh_state)()
+            state = jax.jit(program.fresh_state)()
             if settings.initial_checkpoint is not None:
                 initial = open_initial_checkpoint(recipe)
-                state = dataclasses.replace(state, params=place(initial.read, abstract.params))
+                state = dataclasses.replace(state, params=None)  # never two models in memory
+                state = dataclasses.replace(state, params=place(initial.read, program.state.params))
         start = int(state.step)
 
-        # 4. The step and the evaluation.
-        train_step = jax.jit(
-            make_train_step(
-                recipe.model,
-                optimizer,
-                recipe.loss,
-                micro_batches=settings.micro_batches,
-                seed=settings.seed,
-                segment_token=store.tokenizer.end_of_text_id
-                if settings.isolate_documents
-                else None,
-                spec=rules,
-            ),
-            donate_argnums=0,
-        )
+        # 4. The evaluation, and what is shown.
         schedule = learning_rate(recipe.optimizer, settings.total_steps)
         evaluator = Evaluator(
             store,
@@ -198,7 +181,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
         batches = loader.batches(start) if start < settings.total_steps else ()
         step = saved = start
         for step, rows in enumerate(batches, start + 1):
-            state, metrics = train_step(state, to_mesh(rows, rules, settings.batch_size), weights)
+            state, metrics = program.step(state, to_mesh(rows, rules, settings.batch_size), weights)
             if jax.default_backend() == "cpu":
                 # Simulated devices deadlock when collectives of two steps meet.
                 jax.block_until_ready(state)

@@ -1,13 +1,16 @@
-"""Attention over a structured mask: the reference, and a blocked form for any XLA device."""
+"""Attention over a structured mask: the reference, a blocked form for any device, and kernels."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from starcoder_jax.model.cudnn import cudnn_attention, is_cudnn_forward
 from starcoder_jax.model.mask import AttentionMask
+from starcoder_jax.model.splash import splash_attention
 
 # Queries are taken in blocks of at least this many, and in at most _MAX_BLOCKS blocks: small blocks
 # skip more of the invisible keys, each costs compilation time.
@@ -85,7 +88,50 @@ def xla_attention(
     return _blocked(block, query, key, value, mask, slopes, dropout)
 
 
-ATTENTION = {"reference": reference_attention, "xla": xla_attention}
+def _kernel_backend(name: str, platform: str, attend: Callable[..., jax.Array]) -> Callable:
+    """A kernel as a backend, which gets what every backend gets: see `reference_attention`.
+
+    Args:
+        name: of the backend.
+        platform: of the devices that the kernel runs on, as in `jax.Device.platform`.
+        attend: takes query, key, value and mask.
+
+    Returns:
+        A backend that raises ValueError when it is given ALiBi's slopes or dropout, or is under a
+        mesh of other devices.
+    """
+
+    def backend(query, key, value, mask, *, slopes=None, dropout=None):
+        chosen = f'model.attention_backend="{name}"'
+        if slopes is not None:
+            raise ValueError(f'{chosen} has no ALiBi (model.positions="alibi"): set it to "xla"')
+        if dropout is not None:
+            raise ValueError(
+                f"{chosen} has no dropout: set model.attention_dropout to 0, "
+                'or the backend to "xla"'
+            )
+        # The devices of the mesh, not those of this process: planning compiles for others.
+        device = jax.typeof(query).sharding.mesh.abstract_device
+        if device is not None and device.platform != platform:
+            raise ValueError(
+                f'{chosen} needs a {platform}, not a {device.platform}: set it to "xla"'
+            )
+        return attend(query, key, value, mask)
+
+    return backend
+
+
+ATTENTION = {
+    "reference": reference_attention,
+    "xla": xla_attention,
+    "splash": _kernel_backend("splash", "tpu", splash_attention),
+    "cudnn": _kernel_backend("cudnn", "gpu", cudnn_attention),
+}
+
+# Rematerialization policy: the backward pass finds what it needs of attention's forward pass.
+attention_saveable = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names("attention"), is_cudnn_forward
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -8,7 +8,9 @@ ACTIVATIONS = ("gelu_tanh", "gelu_erf")
 # What the backward pass of a layer finds in memory. "none" saves every intermediate value,
 # "full" saves only the layer's input, "dots" what attention and matrix products with weights made.
 REMATERIALIZATION = ("none", "full", "dots")
-ATTENTION_BACKENDS = ("reference", "xla")
+# "xla" runs anywhere; "splash" on TPUs and "cudnn" on NVIDIA GPUs are kernels with limits, which
+# they name when asked for more.
+ATTENTION_BACKENDS = ("reference", "xla", "splash", "cudnn")
 DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from starcoder_jax.model import positions as position_encoding
-from starcoder_jax.model.attention import ATTENTION, AttentionDropout
+from starcoder_jax.model.attention import ATTENTION, AttentionDropout, attention_saveable
 from starcoder_jax.model.config import DecoderConfig
 from starcoder_jax.model.mask import AttentionMask
 
@@ -17,8 +17,7 @@ Spec = Callable[..., jax.P | None]
 _CHECKPOINT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention"),
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, attention_saveable
     ),
 }
 

@@ -58,7 +58,9 @@ def load_model(
             f"{source.folder}: the tokenizer has {tokenizer.vocab_size} ids, but the model's "
             f"embedding only {source.config.vocab_size} rows: they do not belong together"
         )
-    config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
+    # A run on TPUs may have used a kernel that this machine, or a short text, cannot.
+    computed = {"dtype": dtype or source.config.dtype, "attention_backend": "xla"}
+    config = dataclasses.replace(source.config, **computed)
     spec = unsharded if mesh is None else sharding_rules(config, mesh)
 
     def abstract_model():

@@ -67,6 +67,7 @@ def token_cross_entropy(
         float32 [batch, length].
     """
     chunks = _num_chunks(hidden, config.chunk_tokens)
+    head = _gathered(head, hidden.dtype, spec)
 
     def losses(_, chunk):
         return None, _softmax(spec, chunk[0], head, chunk[1])[0]
@@ -83,6 +84,8 @@ def _num_chunks(hidden: jax.Array, chunk_tokens: int) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunked(z_loss, chunks, spec, hidden, head, targets, weights):
+    head = _gathered(head, hidden.dtype, spec)
+
     def add(total, chunk):
         loss, _ = _chunk_loss(z_loss, spec, chunk[0], head, *chunk[1:])
         return total + loss, None
@@ -92,10 +95,15 @@ def _chunked(z_loss, chunks, spec, hidden, head, targets, weights):
 
 
 def _chunked_forward(z_loss, chunks, spec, hidden, head, targets, weights):
+    whole_head = _gathered(head, hidden.dtype, spec)
+    # Each device sums up what its own tokens add to the head's gradient: reduced within the loop,
+    # this largest of all gradients would be sent once a chunk.
+    own_sum = _unreduced(spec)
+
     def add(carry, chunk):
         total, head_gradient = carry
         x = chunk[0]
-        loss, logit_gradient = _chunk_loss(z_loss, spec, x, head, *chunk[1:])
+        loss, logit_gradient = _chunk_loss(z_loss, spec, x, whole_head, *chunk[1:])
         logit_gradient = logit_gradient.astype(x.dtype)
         # Transposed: a product that reads the gradient, the largest array here, as it lies.
         head_gradient += jnp.einsum(
@@ -103,19 +111,22 @@ def _chunked_forward(z_loss, chunks, spec, hidden, head, targets, weights):
             x,
             logit_gradient,
             preferred_element_type=jnp.float32,
-            out_sharding=spec("embed", "vocab"),
+            out_sharding=own_sum,
         )
         hidden_gradient = jnp.einsum(
             "btv,vd->btd",
             logit_gradient,
-            head.astype(x.dtype),
+            whole_head,
             out_sharding=spec("batch", "length", None),
         )
         return (total + loss, head_gradient), hidden_gradient
 
-    start = (jnp.zeros((), jnp.float32), jnp.zeros_like(head.T, dtype=jnp.float32))
+    zeros = jnp.zeros(head.T.shape, jnp.float32, out_sharding=own_sum)
     chunked = _split(chunks, spec, hidden, targets, weights)
+    start = (jnp.zeros((), jnp.float32), zeros)
     (total, head_gradient), hidden_gradient = jax.lax.scan(add, start, chunked)
+    if own_sum is not None:
+        head_gradient = jax.reshard(head_gradient, spec("embed", "vocab"))
     return total, (_join(spec, hidden_gradient), head_gradient.T.astype(head.dtype))
 
 
@@ -148,7 +159,6 @@ def _softmax(spec, hidden, head, targets):
         The cross-entropies and the logsumexp of the logits, [batch, tokens]; exp(logits - largest),
         [batch, tokens, vocab], and its sum over the vocabulary.
     """
-    head = head.astype(hidden.dtype)
     logits = jnp.einsum(
         "btd,vd->btv",
         hidden,
@@ -164,6 +174,22 @@ def _softmax(spec, hidden, head, targets):
     rows = head.at[targets].get(out_sharding=spec("batch", "length", None))  # [b, t, d]
     target_logit = jnp.sum(hidden.astype(jnp.float32) * rows.astype(jnp.float32), axis=-1)
     return normalizer - target_logit, normalizer, exponentials, total
+
+
+def _gathered(head, dtype, spec):
+    """The head with whole rows, in the dtype of products: once, instead of once a chunk."""
+    sharding = spec("vocab", None)
+    head = head.astype(dtype)
+    return head if sharding is None else jax.reshard(head, sharding)
+
+
+def _unreduced(spec):
+    """Of a [embed, vocab] array whose devices hold addends: one for each part of the tokens."""
+    tokens = spec("batch", "length")
+    if tokens is None:
+        return None
+    axes = {name for axes in tokens for name in ((axes,) if isinstance(axes, str) else axes or ())}
+    return jax.P(None, *spec("vocab"), unreduced=axes)
 
 
 def _split(chunks, spec, *arrays):

@@ -127,6 +127,9 @@ def _chunked_forward(z_loss, chunks, spec, hidden, head, targets, weights):
     (total, head_gradient), hidden_gradient = jax.lax.scan(add, start, chunked)
     if own_sum is not None:
         head_gradient = jax.reshard(head_gradient, spec("embed", "vocab"))
+    # A single chunk is no loop, and XLA for CPUs would turn the transposition into a product of
+    # bfloat16 that it has no code for.
+    head_gradient = jax.lax.optimization_barrier(head_gradient)
     return total, (_join(spec, hidden_gradient), head_gradient.T.astype(head.dtype))
 
 

@@ -99,9 +99,10 @@ def test_a_token_of_weight_zero_leaves_no_trace():
     assert_close(other, (loss, hidden_gradient, head_gradient), 1e-6)
 
 
-def test_bfloat16_loses_little():
+@pytest.mark.parametrize("chunk_tokens", [16, 1000])  # several chunks, and one
+def test_bfloat16_loses_little(chunk_tokens):
     inputs = make_inputs(2, 24, jnp.bfloat16)
-    config = LossConfig(z_loss=1e-4, chunk_tokens=16)
+    config = LossConfig(z_loss=1e-4, chunk_tokens=chunk_tokens)
     loss, hidden_gradient, head_gradient = loss_and_gradients(*inputs, config)
     assert (loss.dtype, hidden_gradient.dtype, head_gradient.dtype) == (
         jnp.float32,

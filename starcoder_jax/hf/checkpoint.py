@@ -1,5 +1,6 @@
 """A Hugging Face checkpoint as a source of parameters, and its writer."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ import ml_dtypes  # noqa: F401 (NumPy knows bfloat16 by name from here on)
 import numpy as np
 
 from starcoder_jax.data.tokenizer import END_OF_TEXT, Tokenizer
+from starcoder_jax.hf.ahead import ahead
 from starcoder_jax.hf.config import config_json, model_type, read_config
 from starcoder_jax.hf.layout import HEAD, PREFIXES, Path, Read, Tensor, hf_tensors
 from starcoder_jax.hf.shards import write_tensors
@@ -137,7 +139,7 @@ def write_hf_checkpoint(
     companions: pathlib.Path | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes parameters as a Hugging Face checkpoint, one tensor in memory at a time.
+    """Writes parameters as a Hugging Face checkpoint, two tensors in memory at a time.
 
     Args:
         directory: exists and is empty.
@@ -146,7 +148,7 @@ def write_hf_checkpoint(
         dtype: to write, "float32", "bfloat16" or "float16".
         tokenizer: to write beside the model, if any.
         companions: a directory whose further tokenizer files and generation_config.json go along.
-        advance: called when a tensor is written.
+        advance: called for each tensor.
 
     Raises:
         ValueError: no architecture of transformers can express the config.
@@ -157,7 +159,6 @@ def write_hf_checkpoint(
     def join(name: str) -> np.ndarray:
         tensor = tensors[name]
         parts = {part.path: read(part.path, tensor.layer) for part in tensor.parts}
-        advance()
         return tensor.join(parts).astype(dtype, copy=False)
 
     end_of_text = None if tokenizer is None else tokenizer.special_tokens.get(END_OF_TEXT)
@@ -170,7 +171,16 @@ def write_hf_checkpoint(
     if companions is not None:
         copy_companions(companions, directory)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    write_tensors(directory, shapes, np.dtype(dtype), join)
+    joined = ahead(join, tensors)
+
+    def next_tensor(name: str) -> np.ndarray:
+        advance()
+        found, array = next(joined)
+        assert found == name
+        return array
+
+    with contextlib.closing(joined):
+        write_tensors(directory, shapes, np.dtype(dtype), next_tensor)
 
 
 def num_hf_tensors(config: DecoderConfig) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from starcoder_jax.hf.ahead import ahead
 from starcoder_jax.hf.layout import Path, Read, Shape
 from starcoder_jax.model.config import DecoderConfig
 from starcoder_jax.training.checkpoint import combine_checksums, first_line, read_about
@@ -116,8 +117,9 @@ def write_orbax_checkpoint(
         for path, shape in shapes.items()
     }
     sums = dict.fromkeys(shapes, 0)
-    for path, layer in reading_order(shapes, config.num_layers):
-        values = read(path, layer).astype(dtype, copy=False)
+    order = reading_order(shapes, config.num_layers)
+    for (path, layer), values in ahead(lambda item: read(*item), order):
+        values = values.astype(dtype, copy=False)
         sums[path] += words(values)
         try:
             (arrays[path] if layer is None else arrays[path][layer]).write(values).result()

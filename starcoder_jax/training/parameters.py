@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from starcoder_jax.hf.ahead import ahead
 from starcoder_jax.hf.layout import Path, Read, Shape
 from starcoder_jax.model.config import DecoderConfig
 from starcoder_jax.model.decoder import Decoder
@@ -65,8 +66,9 @@ def place(read: Read, abstract: Params) -> Params:
         if path[0] == "layers"
     }
     num_layers = abstract["layers"]["attention_norm"]["scale"].shape[0]
-    for path, layer in reading_order(targets, num_layers):
-        target, array = targets[path], read(path, layer)
+    order = reading_order(targets, num_layers)
+    for (path, layer), array in ahead(lambda item: read(*item), order):
+        target = targets[path]
         if layer is None:
             leaves[path] = _to_devices(array, target.sharding).astype(target.dtype)
         else:

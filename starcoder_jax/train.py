@@ -47,7 +47,8 @@ def _train(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.Path
     from starcoder_jax.recipes import load_recipe
     from starcoder_jax.training.checkpoint import has_begun
     from starcoder_jax.training.initial import bring_tokenizer, open_initial_checkpoint
-    from starcoder_jax.training.loop import DivergedError, make_devices, open_workdir, train
+    from starcoder_jax.training.loop import DivergedError, open_workdir, train
+    from starcoder_jax.training.program import make_devices
     from starcoder_jax.training.watcher import next_command
 
     recipe = load_recipe(files, overrides)

@@ -12,12 +12,8 @@ import numpy as np
 
 from starcoder_jax.data.loader import Loader
 from starcoder_jax.data.store import TokenStore
-from starcoder_jax.parallel.mesh import make_mesh
 from starcoder_jax.parallel.sharding import (
-    ShardingRules,
     batch_ways,
-    check_batch,
-    sharding_rules,
 )
 from starcoder_jax.recipes import Recipe, changed_fields, load_recipe, recipe_text
 from starcoder_jax.training.checkpoint import Checkpointer, has_begun
@@ -27,7 +23,7 @@ from starcoder_jax.training.initial import check_vocabulary, open_initial_checkp
 from starcoder_jax.training.metrics import replace_file
 from starcoder_jax.training.optimizer import learning_rate
 from starcoder_jax.training.parameters import place
-from starcoder_jax.training.program import make_program
+from starcoder_jax.training.program import make_devices, make_program
 from starcoder_jax.training.step import TrainState
 from starcoder_jax.training.watcher import Watcher
 
@@ -75,24 +71,6 @@ def open_workdir(recipe: Recipe, workdir: pathlib.Path, header: str = "") -> Non
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         replace_file(config_file, recipe_text(recipe, header).encode())
-
-
-def make_devices(recipe: Recipe) -> tuple[jax.sharding.Mesh, ShardingRules]:
-    """The mesh of a run and where everything lives on it.
-
-    Raises:
-        ValueError: model, batch or sequence do not split over the devices as the recipe asks.
-    """
-    settings = recipe.train
-    mesh = make_mesh(recipe.mesh)
-    rules = sharding_rules(recipe.model, mesh)
-    check_batch(settings.batch_size, settings.micro_batches, mesh)
-    if settings.sequence_length % mesh.shape["sequence"]:
-        raise ValueError(
-            f"train.sequence_length={settings.sequence_length} does not split over mesh.sequence="
-            f"{mesh.shape['sequence']}"
-        )
-    return mesh, rules
 
 
 def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:

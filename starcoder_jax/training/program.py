@@ -7,11 +7,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from starcoder_jax.parallel.sharding import ShardingRules
+from starcoder_jax.parallel.mesh import make_mesh
+from starcoder_jax.parallel.sharding import ShardingRules, check_batch, sharding_rules
 from starcoder_jax.recipes import Recipe
 from starcoder_jax.training.checkpoint import placed
 from starcoder_jax.training.optimizer import make_optimizer
 from starcoder_jax.training.step import TrainState, initial_state, make_train_step
+
+
+def make_devices(
+    recipe: Recipe, devices: list[jax.Device] | None = None
+) -> tuple[jax.sharding.Mesh, ShardingRules]:
+    """The mesh of a run and where everything lives on it.
+
+    Args:
+        recipe: of the run.
+        devices: None: those of this machine.
+
+    Raises:
+        ValueError: model, batch or sequence do not split over the devices as the recipe asks.
+    """
+    settings = recipe.train
+    mesh = make_mesh(recipe.mesh, devices)
+    rules = sharding_rules(recipe.model, mesh)
+    check_batch(settings.batch_size, settings.micro_batches, mesh)
+    if settings.sequence_length % mesh.shape["sequence"]:
+        raise ValueError(
+            f"train.sequence_length={settings.sequence_length} does not split over mesh.sequence="
+            f"{mesh.shape['sequence']}"
+        )
+    return mesh, rules
 
 
 @dataclasses.dataclass(frozen=True)

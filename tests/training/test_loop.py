@@ -10,13 +10,13 @@ from flax import nnx
 
 import starcoder_jax as sj
 from starcoder_jax.data.loader import Loader, fingerprint, format_fingerprint
-from starcoder_jax.parallel.mesh import make_mesh
 from starcoder_jax.recipes import load_recipe
 from starcoder_jax.training import loop
 from starcoder_jax.training.initial import check_vocabulary
 from starcoder_jax.training.loop import DivergedError, open_workdir, train
 from starcoder_jax.training.metrics import read_metrics
 from starcoder_jax.training.optimizer import learning_rate
+from starcoder_jax.training.program import make_devices
 
 QUIET = "train.eval_every=40", "train.checkpoint_every=40"
 
@@ -24,7 +24,9 @@ QUIET = "train.eval_every=40", "train.checkpoint_every=40"
 @pytest.fixture
 def one_device(monkeypatch):
     """Training takes the first device only, which compiles much faster than eight do."""
-    monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setattr(
+        loop, "make_devices", lambda recipe: make_devices(recipe, jax.devices()[:1])
+    )
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The StarCoder decoder: embedding, a scanned stack of layers, output head."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,9 +8,7 @@ from starcoder_jax.model import positions as position_encoding
 from starcoder_jax.model.attention import ATTENTION, AttentionDropout, attention_saveable
 from starcoder_jax.model.config import DecoderConfig
 from starcoder_jax.model.mask import AttentionMask
-
-# Maps logical axis names (None: not split) to a sharding; `parallel.ShardingRules` is one.
-Spec = Callable[..., jax.P | None]
+from starcoder_jax.model.spec import Spec, gathered, unsharded
 
 _CHECKPOINT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -20,11 +16,6 @@ _CHECKPOINT_POLICIES = {
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, attention_saveable
     ),
 }
-
-
-def unsharded(*axes: str | None) -> None:
-    """The `Spec` of a model that lives on one device."""
-    del axes
 
 
 class LayerNorm(nnx.Module):
@@ -62,7 +53,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         spec: Spec,
     ):
-        self.equation = equation
+        self.equation, self.spec, self.axes = equation, spec, (*inputs, *outputs)
         shape = (num_layers, *inputs.values(), *outputs.values())
         bias_shape = (num_layers, *outputs.values())
         # A bias is as small as a norm: an output axis that FSDP splits is kept whole there.
@@ -77,9 +68,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, out_sharding: jax.P | None) -> jax.Array:
         """Applies the layer in the dtype of x."""
-        y = jnp.einsum(
-            self.equation, x, self.kernel[...].astype(x.dtype), out_sharding=out_sharding
-        )
+        kernel = gathered(self.kernel[...].astype(x.dtype), self.axes, self.spec)
+        y = jnp.einsum(self.equation, x, kernel, out_sharding=out_sharding)
         return y + self.bias[...].astype(x.dtype)
 
 
@@ -133,22 +123,22 @@ class Layers(nnx.Module):
     def _attention(self, x, mask, rotation, dropout_key):
         config, spec = self.config, self.spec
         query_spec = spec("batch", "length", "kv_heads", "query_groups", None)
-        # Every query reads all keys before it, so keys are whole along the length.
-        key_spec = spec("batch", None, "kv_heads", None)
+        key_spec = spec("batch", "length", "kv_heads", None)
         query = self.query(x, query_spec)  # [b, t, k, g, h]
         key = self.key(x, key_spec)  # [b, s, k, h]
         value = self.value(x, key_spec)  # [b, s, k, h]
         slopes = None
         if rotation is not None:
             query = position_encoding.rotate(query, *rotation)
-            whole = tuple(_reshard(angle, spec("batch", None, None)) for angle in rotation)
-            key = position_encoding.rotate(key, *whole)
+            key = position_encoding.rotate(key, *rotation)
         elif config.positions == "alibi":
             flat = jnp.array(position_encoding.alibi_slopes(config.num_heads), jnp.float32)
             slopes = flat.reshape(config.num_kv_heads, config.query_groups)
         dropout = None
         if dropout_key is not None and config.attention_dropout:
             dropout = AttentionDropout(dropout_key, config.attention_dropout)
+        # Every query reads all keys before it, so keys are whole along the length.
+        key, value = (_reshard(x, spec("batch", None, "kv_heads", None)) for x in (key, value))
         attend = ATTENTION[config.attention_backend]
         attended = attend(query, key, value, mask, slopes=slopes, dropout=dropout)
         return self.attention_output(attended, spec("batch", "length", None))

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 
 from starcoder_jax.model.config import DecoderConfig
+from starcoder_jax.parallel.mesh import FSDP_FAR, mesh_sizes
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -64,6 +65,9 @@ def sharding_rules(config: DecoderConfig, mesh: jax.sharding.Mesh) -> ShardingRu
     """
     tensor = mesh.shape["tensor"]
     rules = ShardingRules()
+    if FSDP_FAR in mesh.shape:
+        fsdp = (FSDP_FAR, "fsdp")
+        rules = dataclasses.replace(rules, batch=("replica", *fsdp), embed=fsdp)
     if config.num_kv_heads % tensor and config.query_groups % tensor == 0:
         rules = dataclasses.replace(rules, kv_heads=None, query_groups="tensor")
     sizes = {
@@ -73,18 +77,19 @@ def sharding_rules(config: DecoderConfig, mesh: jax.sharding.Mesh) -> ShardingRu
         "kv_heads": config.num_kv_heads,
     }
     for axis, size in sizes.items():
-        mesh_axis = getattr(rules, axis)
-        if mesh_axis is not None and size % mesh.shape[mesh_axis]:
+        mesh_axis = "fsdp" if axis == "embed" else getattr(rules, axis)
+        if mesh_axis is not None and size % mesh_sizes(mesh)[mesh_axis]:
             raise ValueError(
                 f"the model's {axis} of {size} does not split over mesh.{mesh_axis}="
-                f"{mesh.shape[mesh_axis]}"
+                f"{mesh_sizes(mesh)[mesh_axis]}"
             )
     return rules
 
 
 def batch_ways(mesh: jax.sharding.Mesh) -> int:
     """In how many parts the mesh splits a batch."""
-    return mesh.shape["replica"] * mesh.shape["fsdp"]
+    sizes = mesh_sizes(mesh)
+    return sizes["replica"] * sizes["fsdp"]
 
 
 def check_batch(batch_size: int, micro_batches: int, mesh: jax.sharding.Mesh) -> None:

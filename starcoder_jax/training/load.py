@@ -10,7 +10,8 @@ from flax import nnx
 
 from starcoder_jax.data.tokenizer import Tokenizer, load_tokenizer
 from starcoder_jax.hf.checkpoint import HfParameters, is_hf_checkpoint
-from starcoder_jax.model.decoder import Decoder, unsharded
+from starcoder_jax.model.decoder import Decoder
+from starcoder_jax.model.spec import unsharded
 from starcoder_jax.parallel.sharding import sharding_rules
 from starcoder_jax.training.checkpoint import find_checkpoint, placed
 from starcoder_jax.training.orbax_parameters import OrbaxParameters

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from starcoder_jax.model.decoder import Spec, unsharded
+from starcoder_jax.model.spec import Spec, scattered, token_axes, unsharded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _chunked_forward(z_loss, chunks, spec, hidden, head, targets, weights):
     start = (jnp.zeros((), jnp.float32), zeros)
     (total, head_gradient), hidden_gradient = jax.lax.scan(add, start, chunked)
     if own_sum is not None:
-        head_gradient = jax.reshard(head_gradient, spec("embed", "vocab"))
+        head_gradient = scattered(head_gradient, ("embed", "vocab"), spec)
     # A single chunk is no loop, and XLA for CPUs would turn the transposition into a product of
     # bfloat16 that it has no code for.
     head_gradient = jax.lax.optimization_barrier(head_gradient)
@@ -188,11 +188,9 @@ def _gathered(head, dtype, spec):
 
 def _unreduced(spec):
     """Of a [embed, vocab] array whose devices hold addends: one for each part of the tokens."""
-    tokens = spec("batch", "length")
-    if tokens is None:
+    if spec("batch") is None:
         return None
-    axes = {name for axes in tokens for name in ((axes,) if isinstance(axes, str) else axes or ())}
-    return jax.P(None, *spec("vocab"), unreduced=axes)
+    return jax.P(None, *spec("vocab"), unreduced=set(token_axes(spec)))
 
 
 def _split(chunks, spec, *arrays):

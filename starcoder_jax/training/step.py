@@ -10,7 +10,8 @@ import optax
 from flax import nnx
 
 from starcoder_jax.model.config import DecoderConfig
-from starcoder_jax.model.decoder import Decoder, Spec, unsharded
+from starcoder_jax.model.decoder import Decoder
+from starcoder_jax.model.spec import Spec, unsharded
 from starcoder_jax.training.loss import LossConfig, cross_entropy
 
 Params = dict[str, Any]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starcoder_jax.model.decoder import unsharded
+from starcoder_jax.model.spec import unsharded
 from starcoder_jax.parallel.mesh import MeshConfig, make_mesh
 from starcoder_jax.parallel.sharding import ShardingRules
 from starcoder_jax.training.loss import LossConfig, cross_entropy, token_cross_entropy

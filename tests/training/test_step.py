@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -148,22 +149,33 @@ def values_without_mesh(config, micro_batches):
     return three_steps(config, fresh_state(config), **options)
 
 
+MESHES = {
+    "1x1": MeshConfig(fsdp=1),
+    "fsdp 8": MeshConfig(fsdp=8),
+    "4x2": MeshConfig(fsdp=4, tensor=2),
+    "2x2x2 with sequence": MeshConfig(fsdp=2, sequence=2, tensor=2),
+    "replica 2, fsdp 4": MeshConfig(replica=2, fsdp=4),
+}
+
+
 @pytest.mark.parametrize(
-    ("config", "mesh_config", "num_devices", "micro_batches"),
+    ("config", "mesh_config", "micro_batches"),
     [
-        pytest.param(CONFIG, MeshConfig(), 1, BATCH, id="one device, micro-batches of one row"),
-        pytest.param(CONFIG, MeshConfig(), 8, 1, id="fsdp 8"),
-        pytest.param(MULTI_QUERY, MeshConfig(tensor=8), 8, 1, id="tensor 8, multi-query"),
-        pytest.param(DROPPING, MeshConfig(fsdp=4, tensor=2), 8, 2, id="4x2, dropout"),
-        pytest.param(
-            CONFIG, MeshConfig(fsdp=2, sequence=2, tensor=2), 8, 1, id="2x2x2 with sequence"
+        *(pytest.param(CONFIG, mesh, 1, id=f"{name}, grouped") for name, mesh in MESHES.items()),
+        *(
+            pytest.param(MULTI_QUERY, mesh, 1, id=f"{name}, multi-query")
+            for name, mesh in MESHES.items()
         ),
+        pytest.param(MULTI_QUERY, MeshConfig(fsdp=1, tensor=8), 1, id="tensor 8, multi-query"),
+        pytest.param(CONFIG, MESHES["1x1"], BATCH, id="1x1, micro-batches of one row"),
+        pytest.param(DROPPING, MESHES["4x2"], 2, id="4x2, micro-batches, dropout"),
         pytest.param(
-            CONFIG, MeshConfig(replica=2, fsdp=2, sequence=2), 8, 2, id="replicas, micro-batches"
+            CONFIG, MeshConfig(replica=2, fsdp=2, sequence=2), 2, id="replicas, micro-batches"
         ),
     ],
 )
-def test_a_mesh_changes_no_value(config, mesh_config, num_devices, micro_batches):
+def test_a_mesh_changes_no_value(config, mesh_config, micro_batches):
+    num_devices = math.prod(dataclasses.astuple(mesh_config))
     mesh = make_mesh(mesh_config, jax.devices()[:num_devices])
     values = three_steps_on_mesh(config, mesh, micro_batches=micro_batches, segment_token=1)
     assert len(set(values[:, 0])) == 3

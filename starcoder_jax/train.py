@@ -2,13 +2,16 @@
 
     python -m starcoder_jax.train --gin_file=tiny.gin --workdir=runs/tiny
 
+On several hosts, start the same command on each; `starcoder_jax.parallel.distributed` says how they
+find each other.
+
 Exit status: 0 when all steps are done, 2 for bad input, 3 when loss or gradient is no longer
-finite, 143 when SIGTERM stopped it after saving (the same command goes on from there).
+finite, 4 when another process was lost and 143 when SIGTERM stopped it after saving (after both,
+the same command goes on from the last checkpoint).
 """
 
 import argparse
 import pathlib
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 from starcoder_jax.command import add_recipe_flags, one_line_errors, parse
 
 if TYPE_CHECKING:
+    from starcoder_jax.parallel.distributed import Processes
     from starcoder_jax.training.report import HeldOutFile
 
 DIVERGED = 3
@@ -38,14 +42,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = pathlib.Path(args.gin_file[-1]).stem
     workdir = pathlib.Path(args.workdir or f"runs/{name}")
     with one_line_errors("train"):
-        sys.exit(_train(args.gin_file, overrides, workdir))
+        from starcoder_jax.parallel import distributed
+
+        processes = distributed.start("train")
+    with processes, one_line_errors("train"), processes.blaming_the_lost():
+        status = _train(args.gin_file, overrides, workdir, processes)
+    sys.exit(status)
 
 
-def _train(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.Path) -> int:
-    """Returns the exit status."""
-    from starcoder_jax.data.store import TokenStore
-    from starcoder_jax.recipes import load_recipe
+def _train(
+    files: Sequence[str], overrides: Sequence[str], workdir: pathlib.Path, processes: "Processes"
+) -> int:
+    """Returns the exit status, the same on all processes."""
+    import jax
+
+    from starcoder_jax.data.store import MANIFEST, TokenStore
+    from starcoder_jax.recipes import load_recipe, recipe_text
     from starcoder_jax.training.checkpoint import has_begun
+    from starcoder_jax.training.hosts import wait_for_file
     from starcoder_jax.training.initial import bring_tokenizer, open_initial_checkpoint
     from starcoder_jax.training.loop import DivergedError, open_workdir, train
     from starcoder_jax.training.program import make_devices
@@ -56,19 +70,32 @@ def _train(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.Path
     make_devices(recipe)  # so that a mesh that does not fit is found before data is prepared
     if recipe.train.initial_checkpoint is not None and not has_begun(workdir):
         open_initial_checkpoint(recipe)  # likewise
-    open_workdir(recipe, workdir, header=f"python -m starcoder_jax.train {command}")
-    tokenizer = bring_tokenizer(recipe, workdir)
     store = pathlib.Path(recipe.data.directory or workdir / "data")
-    # In a process of its own: what prepares data loads TensorFlow, which training has no use for.
-    prepare = [sys.executable, "-m", "starcoder_jax.prepare", f"--directory={store}"]
-    prepare += [f"--gin_file={workdir / 'config.gin'}", f"--gin.tokenizer.path={tokenizer}"]
-    if status := subprocess.run(prepare).returncode:
+
+    def prepare() -> tuple[int, str]:
+        open_workdir(recipe, workdir, header=f"python -m starcoder_jax.train {command}")
+        tokenizer = bring_tokenizer(recipe, workdir)
+        # In a process of its own: it loads TensorFlow, which training has no use for.
+        module = [sys.executable, "-m", "starcoder_jax.prepare", f"--directory={store}"]
+        module += [f"--gin_file={workdir / 'config.gin'}", f"--gin.tokenizer.path={tokenizer}"]
+        return processes.run(module), recipe_text(recipe)
+
+    status, text = processes.first(prepare)
+    if status:
         return status
+    if text != recipe_text(recipe):
+        raise ValueError(
+            f"process {jax.process_index()} was given another recipe than process 0, which wrote "
+            f"its own to {workdir / 'config.gin'}: start the same command on all hosts"
+        )
+    wait_for_file(store / MANIFEST)
     try:
         outcome = train(recipe, workdir, TokenStore(store))
     except DivergedError as error:
         print(f"train: {error}", file=sys.stderr)
         return DIVERGED
+    if jax.process_index():
+        return TERMINATED if outcome.interrupted else 0
     if outcome.interrupted:
         print(f"train: saved step {outcome.step} and stopped; the same command goes on from there")
         return TERMINATED

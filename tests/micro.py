@@ -4,10 +4,13 @@ import fcntl
 import os
 import pathlib
 import random
+import re
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 STEPS, BATCH, LENGTH = 40, 8, 64
 
@@ -87,18 +90,49 @@ def without_checkpoints_after(source: pathlib.Path, step: int, target: pathlib.P
             shutil.rmtree(checkpoint)
 
 
-def start(command: str, *arguments: str, devices: int = 1, **options) -> subprocess.Popen:
-    """Starts `python -m starcoder_jax.COMMAND` with pipes for its output."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    environment.pop("XLA_FLAGS", None)  # as a user's programs are compiled
+# Metrics of how a run went; the others are what it computed.
+MACHINE = frozenset(
+    (
+        "tokens_per_second",
+        "goodput",
+        "compilations",
+        "host_memory_bytes",
+        "checkpoint_seconds",
+        "checkpoint_bytes",
+    )
+)
+
+
+def computed(record: dict) -> dict:
+    """A line of metrics.jsonl without what differs from run to run."""
+    return {name: value for name, value in record.items() if name not in MACHINE}
+
+
+def start(
+    command: str,
+    *arguments: str,
+    devices: int = 1,
+    environment: dict[str, str] | None = None,
+    program: str | None = None,
+    **options,
+) -> subprocess.Popen:
+    """Starts `python -m starcoder_jax.COMMAND`, with pipes for its output unless told otherwise.
+
+    `program` is Python code to run in its place.
+    """
+    code = ["-m", f"starcoder_jax.{command}"] if program is None else ["-c", program]
+    inherited = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    inherited.pop("XLA_FLAGS", None)  # as a user's programs are compiled
     return subprocess.Popen(
-        [sys.executable, "-m", f"starcoder_jax.{command}", *map(str, arguments)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [sys.executable, *code, *map(str, arguments)],
+        env=inherited | (environment or {}),
         text=True,
-        **options,
+        **{
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **options,
+        },
     )
 
 
@@ -109,11 +143,96 @@ def run(command: str, *arguments: str, **options) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def _prepare(root: pathlib.Path) -> None:
+class Together:
+    """Several processes of one command, as on several hosts.
+
+    Args:
+        arguments: of `python -m starcoder_jax.train`.
+        environments: of the processes: what tells them of each other.
+        logs: a new folder for what they write, a file each.
+        devices: simulated ones of each process.
+        options: of `start`.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environments: Sequence[dict[str, str]],
+        logs: pathlib.Path,
+        devices: int,
+        **options,
+    ):
+        logs.mkdir()
+        self._logs = [logs / f"{index}.log" for index in range(len(environments))]
+        self.processes = []
+        for environment, log in zip(environments, self._logs, strict=True):
+            with open(log, "w") as file:
+                self.processes.append(
+                    start(
+                        "train",
+                        *arguments,
+                        devices=devices,
+                        environment=environment,
+                        stdout=file,
+                        stderr=file,
+                        **options,
+                    )
+                )
+
+    def log(self, index: int) -> str:
+        """What a process has written, without the greetings of simulated devices."""
+        lines = self._logs[index].read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("[Gloo]"))
+
+    def wait_for_step(self, step: int) -> None:
+        """Returns when this step was logged."""
+        while True:
+            steps = re.findall(r"^step (\d+)/", self.log(0), re.MULTILINE)
+            if steps and int(steps[-1]) >= step:
+                return
+            assert self.processes[0].poll() is None, self.log(0)
+            time.sleep(0.02)
+
+    def wait(self, seconds: float = 120) -> list[int]:
+        """The exit status of each; none is left, however this ends."""
+        deadline = time.monotonic() + seconds
+        try:
+            return [process.wait(max(deadline - time.monotonic(), 0)) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+                process.wait()
+
+
+def by_hand(count: int) -> list[dict[str, str]]:
+    """Environments of processes that find each other by what a user sets."""
+    address = f"127.0.0.1:{free_port()}"
+    return [
+        {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+        }
+        for index in range(count)
+    ]
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def write_sources(root: pathlib.Path) -> None:
+    """Makes the recipe and the code it trains on."""
     (root / "code").mkdir(parents=True)
     for number in range(60):
         (root / "code" / f"module_{number}.py").write_text(_module(number))
     (root / "micro.gin").write_text(RECIPE.replace("FOLDER", str(root / "code")))
+
+
+def _prepare(root: pathlib.Path) -> None:
+    write_sources(root)
     done = run("prepare", f"--gin_file={root / 'micro.gin'}", f"--directory={root / 'data'}")
     assert done.returncode == 0, done.stderr
 

@@ -137,6 +137,11 @@ def test_one_call_leaves_nothing_to_the_next(small):
         ("data.extensions = '.py'", [], r"data.extensions is '.py'.*tuple\[str, ...\]"),
         ("", ["optimizer.b1=high"], "optimizer.b1 is 'high', a str; it must be float"),
         ("", ["train.total_steps=0"], "train.total_steps is 0"),
+        ("", ["train.hang_seconds=-1"], "train.hang_seconds is -1"),
+        ("", ["train.profile_steps=(5, 3)"], r"steps is \(5, 3\); it must be \(first, last\)"),
+        ("", ["train.profile_steps=[0, 3]"], r"train.profile_steps is \(0, 3\)"),
+        ("", ["train.profile_steps=(3,)"], r"train.profile_steps is \(3,\)"),
+        ("", ["train.profile_steps=3"], "train.profile_steps is 3, a int"),
         ("", ["model.positions=sideways"], "model.positions is 'sideways'.*learned, rope, alibi"),
         ("train.total_steps = %gin.REQUIRED", [], "train.total_steps;.*--gin.train.total_steps="),
         ("model.num_layers = %layers", [], "defines %layers, which model uses"),
@@ -204,6 +209,8 @@ def test_changed_fields():
         "train.checkpoint_every=3",
         "train.keep_checkpoints=9",
         "train.micro_batches=2",
+        "train.hang_seconds=0",
+        "train.profile_steps=(3, 5)",
     ]
     after = load_recipe(["tiny.gin"], free)
     assert after != before and changed_fields(before, after) == []

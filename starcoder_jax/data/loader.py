@@ -9,8 +9,11 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import multiprocessing
+import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 import grain
@@ -47,8 +50,7 @@ class RowTrace:
 class Loader:
     """Reads the batches of a run from a token store.
 
-    Row r of global batch k is row k * batch_size + r of the run, and process p of P holds rows
-    [p * batch_size / P, (p + 1) * batch_size / P) of each batch. What a row holds depends on the
+    Row r of global batch k is row k * batch_size + r of the run. What a row holds depends on the
     store, `rates`, `split`, `sequence_length`, `seed`, `fim` and the row's number in the run alone.
 
     A window is `sequence_length + 1` tokens of a split's stream, inputs and shifted targets;
@@ -62,8 +64,8 @@ class Loader:
         sequence_length: Tokens a row trains on.
         seed: Seed of shuffling and of fill-in-the-middle.
         fim: How to permute documents for fill-in-the-middle; None leaves them as they are.
-        process_index: Number of this process.
-        process_count: Number of processes that share the batches.
+        rows: Those of each global batch to read, in this order: what a process holds of it; None
+            is all.
         read_workers: Worker processes that `batches` reads with; 0 reads in threads.
 
     Attributes:
@@ -85,11 +87,11 @@ class Loader:
         sequence_length: int,
         seed: int,
         fim: FimConfig | None,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
         read_workers: int = 0,
     ):
-        _check_numbers(batch_size, sequence_length, seed, process_index, process_count)
+        rows = range(batch_size) if rows is None else rows
+        _check_numbers(batch_size, sequence_length, seed, rows)
         _check_rates(rates, store.tasks)
         if read_workers < 0:
             raise ValueError(f"read_workers is {read_workers}: it must not be negative")
@@ -110,17 +112,17 @@ class Loader:
             [_shuffled_windows(task, count, seed) for task, count in windows.items()],
             _Interleaving(rates.values()),
         )
-        rows = self._windows.map(self._read)
+        run = self._windows.map(self._read)
         if fim is not None and fim.rate > 0:
-            rows = rows.random_map(FillInTheMiddle(fim, store.tokenizer), seed=seed)
-        local_batches = rows.batch(batch_size // process_count, drop_remainder=True)
-        self._batches = local_batches[process_index::process_count]
+            run = run.random_map(FillInTheMiddle(fim, store.tokenizer), seed=seed)
+        run = grain.MapDataset.select_from_datasets([run], _RowsOfBatches(batch_size, rows))
+        self._batches = run.batch(len(rows), drop_remainder=True)
 
     def batch(self, step: int) -> np.ndarray:
-        """Returns this process's rows of global batch `step`, counted from 0.
+        """Returns the loader's rows of global batch `step`, counted from 0.
 
         Returns:
-            int32 [batch_size / process_count, sequence_length + 1].
+            int32 [rows, sequence_length + 1].
 
         Raises:
             ValueError: `step` is negative.
@@ -131,7 +133,8 @@ class Loader:
         """Iterates over `batch(start)`, `batch(start + 1)`, ... without end, reading ahead.
 
         With `read_workers`, the iterator starts processes by spawning: the program's main module
-        must be importable without side effects. `close()` on the iterator ends them.
+        must be importable without side effects. `close()` on the iterator ends them, and so does
+        the end of this process, however it ends.
 
         Raises:
             ValueError: `start` is negative.
@@ -143,14 +146,14 @@ class Loader:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(self._read_workers, _WORKER_BUFFER)
-        return iter(batches.to_iter_dataset(_WORKER_THREADS).mp_prefetch(options))
+        return iter(batches.to_iter_dataset(_WORKER_THREADS).mp_prefetch(options, _end_with_parent))
 
     def trace(self, step: int, row: int) -> RowTrace:
         """Returns where a row of global batch `step` comes from.
 
         Args:
             step: Number of the batch, counted from 0.
-            row: Row of the global batch, whichever process holds it.
+            row: Row of the global batch, whether or not this loader reads it.
 
         Raises:
             ValueError: `step` is negative, or `row` is not in the batch.
@@ -161,7 +164,7 @@ class Loader:
         return RowTrace(window.task, window.epoch, window.index, self._read.documents(window))
 
 
-def fingerprint(rows: np.ndarray, first_row: int) -> int:
+def fingerprint(rows: np.ndarray, numbers: Iterable[int] | None = None) -> int:
     """Returns a checksum of rows of a global batch, which sums over processes.
 
     It is the sum modulo 2**64 of an 8-byte BLAKE2b, little-endian, of each row's number (uint64)
@@ -169,10 +172,11 @@ def fingerprint(rows: np.ndarray, first_row: int) -> int:
 
     Args:
         rows: int32 [rows, length].
-        first_row: Number that the first of them has in the global batch.
+        numbers: Those that the rows have in the global batch; None: these are all rows.
     """
+    numbers = range(len(rows)) if numbers is None else numbers
     total = 0
-    for number, row in enumerate(np.ascontiguousarray(rows, "<i4"), first_row):
+    for number, row in zip(numbers, np.ascontiguousarray(rows, "<i4"), strict=True):
         digest = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8)
         digest.update(row)
         total += int.from_bytes(digest.digest(), "little")
@@ -235,6 +239,21 @@ class _Reader:
         return start, start + self._sequence_length + 1
 
 
+class _RowsOfBatches(grain.transforms.DatasetSelectionMap):
+    """Of the one dataset of all rows of a run, these rows of each batch."""
+
+    def __init__(self, batch_size: int, rows: Sequence[int]):
+        self._batch_size = batch_size
+        self._rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        step, place = divmod(index, len(self._rows))
+        return 0, step * self._batch_size + self._rows[place]
+
+
 class _Interleaving(grain.transforms.DatasetSelectionMap):
     """Interleaves endless datasets at exact rates.
 
@@ -266,28 +285,34 @@ class _Interleaving(grain.transforms.DatasetSelectionMap):
         return 0, index
 
 
+def _end_with_parent(*_: int) -> None:
+    """Ends this worker process with its parent, even if that is killed.
+
+    Else it would wait forever for room for its next batch.
+    """
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _checked_step(step: int) -> int:
     if step < 0:
         raise ValueError(f"step {step} is negative: steps count from 0")
     return step
 
 
-def _check_numbers(
-    batch_size: int, sequence_length: int, seed: int, process_index: int, process_count: int
-) -> None:
+def _check_numbers(batch_size: int, sequence_length: int, seed: int, rows: Sequence[int]) -> None:
     if sequence_length < 2:
         raise ValueError(f"sequence_length is {sequence_length}: it must be at least 2")
     if seed < 0:
         raise ValueError(f"seed is {seed}: it must not be negative")
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index {process_index} is not within process_count {process_count}"
-        )
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size is {batch_size}: it must be a positive multiple of the "
-            f"{process_count} processes"
-        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    if not rows or not 0 <= min(rows) <= max(rows) < batch_size:
+        raise ValueError(f"rows are {list(rows)}: give some of the {batch_size} of a batch")
 
 
 def _check_rates(rates: Mapping[str, float], tasks: tuple[str, ...]) -> None:

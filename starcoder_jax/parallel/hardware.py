@@ -11,7 +11,7 @@ class Chip:
 
     Attributes:
         name: as it is asked for, such as "v5p".
-        device_kinds: what `jax.Device.device_kind` says of it; the longest match counts.
+        device_kinds: what `jax.Device.device_kind` says of it.
         peak_flops: bfloat16 FLOP/s, dense, two for a multiplication and its addition.
         hbm_bytes: what a program can use of its memory.
         hbm_bandwidth: bytes/s.
@@ -54,10 +54,13 @@ CHIPS: dict[str, Chip] = {
         # A chip is two devices, which share its links.
         Chip("tpu7x", ("TPU7x",), 1153e12, int(94.75 * _GIB), 3.69e12, 3 * 9e10, 12.5e9, _TPU),
         Chip(
-            "a100", ("NVIDIA A100",), 312e12, int(79 * _GIB), 2.039e12, 3e11, 2.5e10,
+            "a100", ("NVIDIA A100-SXM4-80GB",), 312e12, int(79 * _GIB), 2.039e12, 3e11, 2.5e10,
             "NVIDIA's data sheet of the 80 GB SXM, without sparsity; one 200 Gb/s port a GPU",
         ),
-        Chip("h100", ("NVIDIA H100",), 989e12, int(79 * _GIB), 3.35e12, 4.5e11, 5e10, _NVIDIA),
+        Chip(
+            "h100", ("NVIDIA H100 80GB HBM3",), 989e12, int(79 * _GIB), 3.35e12, 4.5e11, 5e10,
+            _NVIDIA,
+        ),
         Chip("h200", ("NVIDIA H200",), 989e12, int(139 * _GIB), 4.8e12, 4.5e11, 5e10, _NVIDIA),
         Chip("b200", ("NVIDIA B200",), 2250e12, int(178 * _GIB), 8e12, 9e11, 5e10, _NVIDIA),
     )
@@ -65,11 +68,8 @@ CHIPS: dict[str, Chip] = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The figures of a device, None where they are not known, as of a CPU."""
-    matches = {
-        kind: chip
-        for chip in CHIPS.values()
-        for kind in chip.device_kinds
-        if device_kind.startswith(kind)
-    }
-    return matches[max(matches, key=len)] if matches else None
+    """The figures of a device, None where they are not known, as of a CPU.
+
+    The whole name counts: an H100 with PCI Express is slower than one on an SXM board.
+    """
+    return next((chip for chip in CHIPS.values() if device_kind in chip.device_kinds), None)

@@ -5,6 +5,7 @@ trees and `about`, a JSON object with the architecture, the recipe, the versions
 wrote it, and a checksum of each tree: Orbax reads array data without noticing flipped bits.
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from starcoder_jax.training.hosts import any_process, any_text
 from starcoder_jax.training.metrics import read_metrics
 from starcoder_jax.training.step import Params, TrainState
 
@@ -96,12 +98,10 @@ class Checkpointer:
         """
         reasons: dict[int, str] = {}  # of those that cannot be read
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                state = self._restore_step(step, abstract)
-            except Exception as error:  # whatever a damaged file makes the libraries raise
-                reasons[step] = first_line(error)[:200]
-                continue
-            return state, [self._set_aside(step, reason) for step, reason in reasons.items()]
+            state, reason = self._restore_step(step, abstract)
+            if reason is None:
+                return state, [self._set_aside(step, reason) for step, reason in reasons.items()]
+            reasons[step] = reason
         if reasons:
             step, reason = next(iter(reasons.items()))
             raise ValueError(
@@ -114,22 +114,33 @@ class Checkpointer:
         """Finishes what is under way."""
         self._manager.close()
 
-    def _restore_step(self, step: int, abstract: TrainState) -> TrainState:
+    def _restore_step(
+        self, step: int, abstract: TrainState
+    ) -> tuple[TrainState | None, str | None]:
+        """The state, or why it cannot be read; the same on all processes."""
         training = {
             "step": abstract.step,
             "optimizer_state": abstract.optimizer_state,
             "first_bad_step": abstract.first_bad_step,
         }
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                training=ocp.args.StandardRestore(training),
-            ),
-        )
-        for name, tree in restored.items():
-            _verify(self.directory / str(step), name, tree)
-        return TrainState(params=restored["params"], **restored["training"])
+        folder = self.directory / str(step)
+        restored, reason = {}, None
+        try:
+            checksums = read_about(folder)["checksums"]
+            # Not through the manager, in which a process that can read its part of a damaged
+            # checkpoint would wait for one that cannot.
+            for name, tree in (("params", abstract.params), ("training", training)):
+                with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+                    args = ocp.args.StandardRestore(tree)
+                    restored[name] = handler.restore(folder / name, args=args), checksums[name]
+        except Exception as error:  # whatever a damaged file makes the libraries raise
+            reason = first_line(error)[:200]
+        if (reason := any_text(reason)) is not None:
+            return None, reason
+        for name, (tree, checksum) in restored.items():
+            if int(_checksum(tree)) != checksum:
+                return None, f"the data of {name} are damaged: their checksum is another one"
+        return TrainState(params=restored["params"][0], **restored["training"][0]), None
 
     def _set_aside(self, step: int, reason: str) -> str:
         """Moves a broken checkpoint and returns a warning."""
@@ -139,6 +150,7 @@ class Checkpointer:
             if aside.exists():
                 shutil.rmtree(aside)
             broken.rename(aside)
+        any_process(False)  # all wait for process 0
         self._manager.reload()
         return (
             f"checkpoint {step} cannot be read ({reason}): moved to {aside.name}, going back to "
@@ -214,11 +226,6 @@ def _checksum(tree: Any) -> jax.Array:
         words = jax.lax.bitcast_convert_type(x, jnp.uint32)
         total += jnp.sum(words, dtype=jnp.uint32) * jnp.uint32(2 * index + 1)
     return total
-
-
-def _verify(checkpoint: pathlib.Path, name: str, tree: Any) -> None:
-    if int(_checksum(tree)) != read_about(checkpoint)["checksums"][name]:
-        raise ValueError(f"the data of {name} are damaged: their checksum is another one")
 
 
 def _layers_apart(params: Params) -> Any:

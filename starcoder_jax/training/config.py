@@ -18,12 +18,19 @@ class TrainConfig:
     micro_batches: int = 1  # parts of a batch whose gradients are accumulated
     isolate_documents: bool = False  # no attention across the documents packed into one window
     initial_checkpoint: str | None = None  # parameters to start from, with a fresh optimizer
+    hang_seconds: int = 600  # without a finished step at least, until stacks are dumped; 0: never
+    profile_steps: tuple[int, ...] = ()  # first and last step of a profiler trace; (): none
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < (0 if field.name == "seed" else 1):
+            if field.type is int and value < (field.name not in ("seed", "hang_seconds")):
                 raise ValueError(f"train.{field.name} is {value}; it must be positive")
+        steps = self.profile_steps
+        if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+            raise ValueError(
+                f"train.profile_steps is {steps}; it must be (first, last), steps counted from 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

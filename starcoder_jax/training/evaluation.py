@@ -14,7 +14,7 @@ from starcoder_jax.data.fim import FimConfig
 from starcoder_jax.data.store import TokenStore
 from starcoder_jax.inference.completion import complete, infill_prompt
 from starcoder_jax.model.config import DecoderConfig
-from starcoder_jax.model.decoder import Spec, unsharded
+from starcoder_jax.model.spec import Spec, unsharded
 from starcoder_jax.training.config import EvaluationConfig
 from starcoder_jax.training.loss import LossConfig, token_cross_entropy
 from starcoder_jax.training.report import HeldOutFile, InfillSample

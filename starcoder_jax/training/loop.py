@@ -12,17 +12,17 @@ import numpy as np
 
 from starcoder_jax.data.loader import Loader
 from starcoder_jax.data.store import TokenStore
-from starcoder_jax.parallel.sharding import (
-    batch_ways,
-)
+from starcoder_jax.parallel.sharding import batch_ways
 from starcoder_jax.recipes import Recipe, changed_fields, load_recipe, recipe_text
 from starcoder_jax.training.checkpoint import Checkpointer, has_begun
 from starcoder_jax.training.evaluation import Evaluation, Evaluator
+from starcoder_jax.training.goodput import Cause, Clock, note_opening
 from starcoder_jax.training.hosts import any_process, global_fingerprint, row_share, to_mesh
 from starcoder_jax.training.initial import check_vocabulary, open_initial_checkpoint
 from starcoder_jax.training.metrics import replace_file
 from starcoder_jax.training.optimizer import learning_rate
 from starcoder_jax.training.parameters import place
+from starcoder_jax.training.profiling import Events
 from starcoder_jax.training.program import make_devices, make_program
 from starcoder_jax.training.step import TrainState
 from starcoder_jax.training.watcher import Watcher
@@ -71,6 +71,7 @@ def open_workdir(recipe: Recipe, workdir: pathlib.Path, header: str = "") -> Non
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         replace_file(config_file, recipe_text(recipe, header).encode())
+        note_opening(workdir)
 
 
 def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
@@ -98,8 +99,11 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
     # 1. Mesh, and where everything lives on it.
     mesh, rules = make_devices(recipe)
     with jax.set_mesh(mesh), _catch_sigterm() as stop, contextlib.ExitStack() as stack:
+        events = stack.enter_context(Events("train_step"))
+        clock = Clock(events)
         # 2. Data: batch k is a function of the recipe and k alone.
-        share = row_share(settings.batch_size, rules)
+        rows_split = jax.NamedSharding(mesh, rules("batch", None))
+        share = row_share(settings.batch_size, rows_split, jax.process_index())
         loader = Loader(
             store,
             rates=recipe.data.rates,
@@ -107,8 +111,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
             sequence_length=settings.sequence_length,
             seed=settings.seed,
             fim=recipe.fim,
-            process_index=share.index,
-            process_count=share.count,
+            rows=share.rows,
             read_workers=recipe.data.read_workers,
         )
 
@@ -145,21 +148,22 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
             batch_ways(mesh),
             rules,
         )
-        watcher = stack.enter_context(Watcher(recipe, workdir, start))
+        watcher = stack.enter_context(Watcher(recipe, mesh, workdir, start, events, clock))
         for warning in warnings:
             watcher.message(f"warning: {warning}")
         if start:
             watcher.message(f"resuming after step {start}")
 
         # 5. Steps.
-        weights = to_mesh(
-            np.ones((settings.batch_size, settings.sequence_length), np.float32), rules
-        )
+        ones = np.ones((len(share.rows), settings.sequence_length), np.float32)
+        weights = to_mesh(ones, share)
         last_evaluation = None
         batches = loader.batches(start) if start < settings.total_steps else ()
         step = saved = start
         for step, rows in enumerate(batches, start + 1):
-            state, metrics = program.step(state, to_mesh(rows, rules, settings.batch_size), weights)
+            watcher.before(step, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = program.step(state, to_mesh(rows, share), weights)
             if jax.default_backend() == "cpu":
                 # Simulated devices deadlock when collectives of two steps meet.
                 jax.block_until_ready(state)
@@ -176,27 +180,28 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
                     "grad_norm": float(metrics["grad_norm"]),
                     "learning_rate": float(schedule(step - 1)),
                     "tokens": step * settings.batch_size * settings.sequence_length,
-                    "tokens_per_second": watcher.tokens_per_second(step),
                     "batch_fingerprint": global_fingerprint(rows, share),
                 }
                 if is_evaluated:
-                    last_evaluation = evaluator(state.params) or last_evaluation
+                    with clock.spending(Cause.EVALUATION):
+                        last_evaluation = evaluator(state.params) or last_evaluation
                     record |= last_evaluation.metrics if last_evaluation else {}
                 watcher.log(step, record, last_evaluation)
             else:
                 watcher.advance(step)
             if is_saved:
-                checkpointer.save(state, step)
+                with watcher.saving(state):
+                    checkpointer.save(state, step)
                 saved = step
             if is_last:
                 break
-            watcher.start_clock()
 
         # 6. Everything on disk before this returns.
-        checkpointer.wait()
+        with watcher.saving(state):
+            checkpointer.wait()
         if start == settings.total_steps:
             last_evaluation = evaluator(state.params)  # for the report of a run that was done
-        watcher.report(last_evaluation)
+        watcher.finish(last_evaluation)
         return Outcome(step, step < settings.total_steps, last_evaluation)
 
 

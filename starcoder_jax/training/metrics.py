@@ -67,7 +67,7 @@ class MetricsWriter:
         """
         values = {name: _plain(name, value) for name, value in metrics.items()}
         record = {"step": int(step)} | {name: _to_json(value) for name, value in values.items()}
-        self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        append_line(self._file, self._path, json.dumps(record, allow_nan=False).encode() + b"\n")
         scalars = [
             {"tag": name, "simple_value": value}
             for name, value in values.items()
@@ -79,17 +79,6 @@ class MetricsWriter:
         """Closes both files; every `write` before is on disk already."""
         os.close(self._file)
         self._events.close()
-
-    def _append(self, line: bytes) -> None:
-        size = os.fstat(self._file).st_size
-        try:
-            if os.write(self._file, line) < len(line):
-                # A disk that takes part of a line has no room for the rest.
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file)
-        except OSError as error:
-            os.ftruncate(self._file, size)
-            raise _write_error(error, self._path) from error
 
     def _write_event(self, **fields: object) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -120,6 +109,28 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float | str]]:
         }
         for _, record in _complete_lines(path)
     ]
+
+
+def append_line(file: int, path: pathlib.Path, line: bytes) -> None:
+    """Appends to a file, all or nothing; it is on disk when the call returns.
+
+    Args:
+      file: open descriptor.
+      path: of the file.
+      line: with its newline.
+
+    Raises:
+      OSError: naming `path`, which is then as it was.
+    """
+    size = os.fstat(file).st_size
+    try:
+        if os.write(file, line) < len(line):
+            # A disk that takes part of a line has no room for the rest.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file)
+    except OSError as error:
+        os.ftruncate(file, size)
+        raise _write_error(error, path) from error
 
 
 def replace_file(path: pathlib.Path, content: bytes) -> None:
@@ -164,6 +175,20 @@ def format_number(value: float, digits: int = 4) -> str:
         thousands = exponent // 3
         return f"{value / 1000**thousands:.{digits}g}{'kMGT'[thousands - 1]}"
     return f"{value / 10.0**exponent:.{digits}g}e{exponent}"
+
+
+def format_duration(seconds: float) -> str:
+    """Two units at most: 45 s, 3 min, 2 h 5 min, 3 d 4 h."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
 
 
 def _complete_lines(path: pathlib.Path) -> list[tuple[bytes, dict]]:

@@ -10,7 +10,7 @@ import rich.console
 import rich.progress
 import rich.text
 
-from starcoder_jax.training.metrics import format_number
+from starcoder_jax.training.metrics import format_duration, format_number
 
 # Logged steps whose pace the time left is estimated from.
 _RECENT = 16
@@ -59,10 +59,14 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, step: int, *, loss: float, tokens_per_second: float) -> None:
-        """Shows a logged step."""
+    def update(
+        self, step: int, *, loss: float, tokens_per_second: float, mfu: float | None = None
+    ) -> None:
+        """Shows a logged step; `mfu` as a fraction, None where it is not known."""
         self._recent.append((time.monotonic(), step))
         self._figures = f"loss {loss:.3f}  {format_number(tokens_per_second, 3)} tokens/s"
+        if mfu is not None:
+            self._figures += f"  MFU {mfu:.1%}"
         if self._bar:
             self._show(step)
         else:
@@ -90,19 +94,5 @@ class Progress:
         (first_time, first_step), (last_time, last_step) = self._recent[0], self._recent[-1]
         if last_step > first_step and step < self._total:
             pace = (last_time - first_time) / (last_step - first_step)
-            parts.append(f"{_duration(pace * (self._total - step))} left")
+            parts.append(f"{format_duration(pace * (self._total - step))} left")
         return "  ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    """Two units at most: 45 s, 3 min, 2 h 5 min, 3 d 4 h."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"

@@ -9,8 +9,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from starcoder_jax.training.goodput import Cause, read_account
 from starcoder_jax.training.metrics import format_number, read_metrics, replace_file
-from starcoder_jax.training.report_charts import line_chart
+from starcoder_jax.training.report_charts import line_chart, stacked_bar
 
 REPORT_FILE = "report.html"
 
@@ -20,6 +21,9 @@ _CHARTS = {
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens per second",
+    "mfu": "Model FLOPs utilisation (MFU)",
+    "host_memory_bytes": "Host memory, bytes",
+    "device_memory_peak_bytes": "Device memory at its peak, bytes",
 }
 
 # Lines shown before and after an infilled middle.
@@ -79,7 +83,7 @@ def write_report(
     heldout: Sequence[HeldOutFile],
     next_command: str | None,
 ) -> None:
-    """Writes `WORKDIR/report.html` from `WORKDIR/metrics.jsonl` and what is given here.
+    """Writes `WORKDIR/report.html` from the metrics and the journal in `WORKDIR` and from these.
 
     The page needs no network and no JavaScript. A reader never sees half of it.
 
@@ -95,7 +99,7 @@ def write_report(
       ValueError: metrics.jsonl is damaged.
       OSError: naming the file; an earlier report stays as it was.
     """
-    records = read_metrics(workdir)
+    records, account = read_metrics(workdir), read_account(workdir)
     written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     config = f"<details><summary>config.gin</summary>{_code(escape(config_text))}</details>"
     command = _code(escape(next_command), "command") if next_command else ""
@@ -104,8 +108,9 @@ def write_report(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><p class="quiet">as of {written}</p></header>'
-        + _key_figures(records, heldout)
+        + _key_figures(records, heldout, account)
         + _section("Curves", _curves(records))
+        + _section("Where the time went", _times(account) if account else "")
         + _section("Held-out files", _heldout_table(heldout) if heldout else "")
         + _section("Infilling", _infilling(sample) if sample else "")
         + _section("Configuration", config)
@@ -153,7 +158,9 @@ def _verdict(total: HeldOutFile) -> str:
     return f"{share} {'fewer' if total.gain > 0 else 'more'} than {xz}"
 
 
-def _key_figures(records: Sequence[Mapping], heldout: Sequence[HeldOutFile]) -> str:
+def _key_figures(
+    records: Sequence[Mapping], heldout: Sequence[HeldOutFile], account: Mapping[Cause, float]
+) -> str:
     figures = []
     if records:
         figures.append(("Step", f"{records[-1]['step']:,}", ""))
@@ -165,6 +172,11 @@ def _key_figures(records: Sequence[Mapping], heldout: Sequence[HeldOutFile]) -> 
         total = _total(heldout)
         value = f"{total.model_bits_per_byte:.3f}"
         figures.append(("Held-out bits per byte", value, _verdict(total)))
+    if utilisation := _series(records, "mfu"):
+        figures.append(("MFU", f"{utilisation[-1][1]:.1%}", "of peak bfloat16 FLOP/s"))
+    if account:
+        goodput = account[Cause.TRAINING] / sum(account.values())
+        figures.append(("Goodput", f"{goodput:.1%}", "of the time trained the model"))
     cards = "".join(
         f'<div class="card"><span class="quiet">{label}</span><b>{value}</b>'
         f'<span class="quiet">{note}</span></div>'
@@ -182,6 +194,10 @@ def _curves(records: Sequence[Mapping]) -> str:
         if (points := _series(records, name))
     ]
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _times(account: Mapping[Cause, float]) -> str:
+    return stacked_bar("From the first start to the last logged step", list(account.items()))
 
 
 def _heldout_table(heldout: Sequence[HeldOutFile]) -> str:
@@ -258,6 +274,14 @@ svg { display: block; width: 100%; font-size: 12px; fill: var(--quiet); }
 polyline { fill: none; stroke: var(--curve); stroke-width: 1.75; stroke-linejoin: round; }
 .dot, g circle { fill: var(--curve); } .bad { stroke: var(--bad); stroke-width: 1.5; }
 rect { fill: transparent; } g circle { opacity: 0; } g:hover circle { opacity: 1; }
+.bar { display: flex; height: 1.6rem; margin: .5rem .4rem; border-radius: 4px; overflow: hidden; }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; margin: 0 .4rem .4rem; padding: 0;
+  list-style: none; font-size: .875rem; }
+.legend span { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem;
+  border-radius: 2px; }
+.part0 { background: #2f9e62; } .part1 { background: #8d6e63; } .part2 { background: #90a4ae; }
+.part3 { background: #5c6bc0; } .part4 { background: #26a6b9; } .part5 { background: #f2b134; }
+.part6 { background: #ab6bc4; } .part7 { background: #e2703a; } .part8 { background: #c8443c; }
 .table { max-height: 34rem; overflow: auto; }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .7rem; text-align: right; font-variant-numeric: tabular-nums;

@@ -1,11 +1,11 @@
-"""Line charts as inline SVG, for the report of a run."""
+"""Line charts as inline SVG and a stacked bar, for the report of a run."""
 
 import itertools
 import math
 from collections.abc import Sequence
 from html import escape
 
-from starcoder_jax.training.metrics import format_number
+from starcoder_jax.training.metrics import format_duration, format_number
 
 # The SVG's view box, which the page scales to the width at hand, and the plot's edges in it.
 _WIDTH, _HEIGHT = 480, 220
@@ -79,6 +79,29 @@ def line_chart(title: str, points: Sequence[tuple[int, float]], last_step: int) 
         f"<b>{format_number(points[-1][1])}</b></figcaption>{note}"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
         f"{''.join(shapes)}</svg></figure>"
+    )
+
+
+def stacked_bar(title: str, parts: Sequence[tuple[str, float]]) -> str:
+    """Shares of a time as one bar with its legend, as an HTML figure.
+
+    Args:
+      title: plain text, escaped here.
+      parts: (name, seconds); those of zero are not drawn. A part has its colour by its place here.
+    """
+    total = math.fsum(seconds for _, seconds in parts)
+    pieces, legend = [], []
+    for number, (name, seconds) in enumerate(parts):
+        if seconds <= 0:
+            continue
+        text = f"{escape(name)} {seconds / total:.1%} ({format_duration(seconds)})"
+        share = f"{100 * seconds / total:.4f}"
+        pieces.append(f'<span class="part{number}" style="width:{share}%" title="{text}"></span>')
+        legend.append(f'<li><span class="part{number}"></span>{text}</li>')
+    return (
+        f'<figure class="card"><figcaption>{escape(title)}<b>{format_duration(total)}</b>'
+        f'</figcaption><div class="bar">{"".join(pieces)}</div>'
+        f'<ul class="legend">{"".join(legend)}</ul></figure>'
     )
 
 

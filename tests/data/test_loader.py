@@ -4,6 +4,9 @@ import dataclasses
 import hashlib
 import itertools
 import pickle
+import signal
+import subprocess
+import sys
 import textwrap
 import time
 
@@ -58,36 +61,58 @@ def make_loader(store, **changes):
     return Loader(store, **(arguments | changes))
 
 
-def test_batches_do_not_depend_on_the_number_of_processes(store):
+@pytest.mark.parametrize(
+    "parts", [(range(8),), (range(4), range(4, 8)), ((0, 1, 4), (7, 2, 3, 6, 5))]
+)
+def test_rows_do_not_depend_on_who_reads_them(store, parts):
     whole = make_loader(store)
-    for count in (2, 4):
-        parts = [
-            make_loader(store, process_index=index, process_count=count) for index in range(count)
-        ]
-        for step in (0, 1, 77):
-            rows = [part.batch(step) for part in parts]
-            assert {part.shape for part in rows} == {(8 // count, LENGTH + 1)}
-            expected = whole.batch(step)
-            assert expected.dtype == np.int32
-            np.testing.assert_array_equal(np.concatenate(rows), expected)
-            firsts = range(0, 8, 8 // count)
-            sums = sum(fingerprint(part, first) for part, first in zip(rows, firsts, strict=True))
-            assert sums % 2**64 == fingerprint(expected, 0)
+    loaders = [make_loader(store, rows=rows) for rows in parts]
+    for step in (0, 1, 77):
+        expected = whole.batch(step)
+        assert expected.dtype == np.int32 and expected.shape == (8, LENGTH + 1)
+        assert len({row.tobytes() for row in expected}) == 8
+        sums = 0
+        for rows, loader in zip(parts, loaders, strict=True):
+            part = loader.batch(step)
+            np.testing.assert_array_equal(part, expected[list(rows)])
+            sums += fingerprint(part, rows)
+        assert sums % 2**64 == fingerprint(expected)
 
 
 @pytest.mark.parametrize("start", [0, 5, 1234])
 def test_batches_equal_batch(store, start):
-    loader = make_loader(store, process_index=1, process_count=2)
+    loader = make_loader(store, rows=(1, 4, 5))
     with contextlib.closing(loader.batches(start)) as batches:
         for step in range(start, start + 12):
             np.testing.assert_array_equal(next(batches), loader.batch(step))
 
 
 def test_batches_of_worker_processes_equal_batch(store):
-    loader = make_loader(store, process_index=1, process_count=2, read_workers=2)
+    loader = make_loader(store, rows=(1, 4, 5), read_workers=2)
     with contextlib.closing(loader.batches(101)) as batches:
         for step in range(101, 108):
             np.testing.assert_array_equal(next(batches), loader.batch(step))
+
+
+def test_worker_processes_do_not_outlive_one_that_is_killed(store):
+    code = f"""
+import multiprocessing, os, signal
+from starcoder_jax.data.loader import Loader
+from starcoder_jax.data.store import TokenStore
+
+store = TokenStore({str(store.directory)!r})
+loader = Loader(
+    store, rates={RATES}, batch_size=8, sequence_length=32, seed=1, fim=None, read_workers=2
+)
+batches = loader.batches(0)
+next(batches)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # The workers inherit stdout: it ends when the last one does.
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert len(done.stdout.split()) == 2
 
 
 def test_steps_far_away_are_as_quick_as_the_first(store):
@@ -262,21 +287,22 @@ def test_loader_can_be_pickled(store):
 
 def test_fingerprint_tells_rows_and_their_order():
     rows = np.arange(12, dtype=np.int32).reshape(3, 4)
-    value = fingerprint(rows, 0)
-    assert value == fingerprint(rows.copy(order="F"), 0) == fingerprint(rows.astype(np.int64), 0)
-    assert value == (fingerprint(rows[:1], 0) + fingerprint(rows[1:], 1)) % 2**64
-    assert len({value, fingerprint(rows, 1), fingerprint(rows[::-1], 0)}) == 3
+    value = fingerprint(rows)
+    assert value == fingerprint(rows.copy(order="F")) == fingerprint(rows.astype(np.int64))
+    assert value == (fingerprint(rows[[2, 0]], (2, 0)) + fingerprint(rows[1:2], [1])) % 2**64
+    assert len({value, fingerprint(rows, range(1, 4)), fingerprint(rows[::-1])}) == 3
     digest = hashlib.blake2b(bytes(8) + rows[0].tobytes(), digest_size=8).digest()
-    assert fingerprint(rows[:1], 0) == int.from_bytes(digest, "little")
+    assert fingerprint(rows[:1]) == int.from_bytes(digest, "little")
     assert format_fingerprint(10) == "000000000000000a"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 6, "process_count": 4}, "batch_size is 6.*4 processes"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"process_index": 2, "process_count": 2}, "process_index 2"),
+        ({"rows": ()}, r"rows are \[\]: .* the 8 of a batch"),
+        ({"rows": (0, 8)}, r"rows are \[0, 8\]"),
+        ({"rows": (-1, 0)}, r"rows are \[-1, 0\]"),
         ({"sequence_length": 1}, "sequence_length is 1"),
         ({"seed": -1}, "seed is -1"),
         ({"read_workers": -1}, "read_workers is -1"),

@@ -64,16 +64,17 @@ def test_the_record_of_a_run(trained, recipe, store):
     )
     schedule = learning_rate(recipe().optimizer, micro.STEPS)
     always = ["step", "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second"]
-    always.append("batch_fingerprint")
+    always += ["batch_fingerprint", "goodput", "compilations", "host_memory_bytes"]
     evaluated = [f"eval/{name}" for name in ("loss", "bits_per_byte", "xz_bits_per_byte")]
     for step, record in enumerate(records, 1):
         expected = {*always, *evaluated, "eval/infill_loss"} if step % 20 == 0 else {*always}
-        assert set(record) == expected
+        assert set(record) - {"checkpoint_seconds", "checkpoint_bytes"} == expected
         rows = loader.batch(step - 1)
-        assert record["batch_fingerprint"] == format_fingerprint(fingerprint(rows, 0))
+        assert record["batch_fingerprint"] == format_fingerprint(fingerprint(rows))
         assert record["tokens"] == step * rows[:, 1:].size
         assert record["learning_rate"] == pytest.approx(float(schedule(step - 1)), rel=1e-6)
         assert record["tokens_per_second"] > 0
+        assert record["compilations"] == 1 and 0 < record["goodput"] < 1
     losses = [record["loss"] for record in records]
     assert losses[0] == pytest.approx(np.log(320), rel=0.2)
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
@@ -105,6 +106,7 @@ def test_eight_devices_learn_what_one_learns(trained, recipe, store, tmp_path, m
     for name in ("loss", "grad_norm"):
         first, second = ([record[name] for record in both] for both in (expected, records))
         np.testing.assert_allclose(second, first, rtol=1e-5 if name == "loss" else 1e-3)
+    assert {record["compilations"] for record in records} == {1}
     for first, second in zip(expected, records, strict=True):
         assert first["batch_fingerprint"] == second["batch_fingerprint"]
     for name, value in expected[-1].items():

@@ -64,6 +64,13 @@ def test_the_time_left_follows_the_recent_pace(monkeypatch):
     assert lines[100].endswith("1 tokens/s")
 
 
+def test_utilisation_is_shown_where_it_is_known():
+    stream = io.StringIO()
+    with Progress(10, 0, stream) as progress:
+        progress.update(10, loss=1, tokens_per_second=1_000, mfu=0.5126)
+    assert stream.getvalue() == "step 10/10  loss 1.000  1k tokens/s  MFU 51.3%\n"
+
+
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
 def test_a_terminal_gets_a_bar_and_a_dumb_one_plain_lines(monkeypatch, term):
     monkeypatch.setenv("TERM", term)

@@ -5,9 +5,16 @@ import re
 
 import pytest
 
+from starcoder_jax.training.goodput import Cause, Journal
 from starcoder_jax.training.metrics import MetricsWriter
 from starcoder_jax.training.report import HeldOutFile, InfillSample, write_report
-from starcoder_jax.training.report_charts import MAX_POINTS, downsample, line_chart, round_ticks
+from starcoder_jax.training.report_charts import (
+    MAX_POINTS,
+    downsample,
+    line_chart,
+    round_ticks,
+    stacked_bar,
+)
 
 EVIL = "<script>alert('x')</script>&amp;\"\udcff\x00"
 
@@ -147,6 +154,18 @@ def test_before_the_first_step(tmp_path):
         assert heading not in page.text
 
 
+def test_where_the_time_went_is_told_once_a_step_is_done(tmp_path):
+    journal = Journal(tmp_path, 0, began=0.0)  # in 1970: all that is not told of is "stopped"
+    assert "Where the time went" not in write(tmp_path)[1].text
+    journal.write(10, {Cause.TRAINING: 7_200.0, Cause.COMPILATION: 90.0})
+    _, page = write(tmp_path, [(10, {"loss": 1.0, "mfu": 0.431})])
+    assert "Where the time went" in page.text
+    for words in ("training 0.0% (2 h 0 min)", "compilation 0.0% (2 min)", "stopped 100.0%"):
+        assert words in page.text
+    assert "Goodput0.0%of the time trained the model" in page.text
+    assert "MFU43.1%of peak bfloat16 FLOP/s" in page.text
+
+
 def test_one_point_is_a_dot(tmp_path):
     source, page = write(tmp_path, [(1, {"loss": 0.0})])
     assert not polylines(source)
@@ -211,6 +230,16 @@ def test_every_point_lies_inside_the_chart():
             x, y = map(float, place.split(","))
             assert 52 <= x <= 462 and 10 <= y <= 194
     assert "<polyline" not in line_chart("", [(1, math.nan), (2, math.nan)], 2)
+
+
+def test_a_stacked_bar_shows_shares_that_sum_to_one():
+    parts = [("<training>", 7_200.0), ("nothing", 0.0), ("evaluation", 2_400.0)]
+    bar = stacked_bar("Time", parts)
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%", bar)]
+    assert widths == [75, 25]
+    assert re.findall(r'<span class="(part\d)" style', bar) == ["part0", "part2"]
+    page = Page(bar)
+    assert page.text == "Time2 h 40 min<training> 75.0% (2 h 0 min)evaluation 25.0% (40 min)"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ def test_chips_by_their_name(kind, name):
     assert chip_of(kind) is CHIPS[name]
 
 
-@pytest.mark.parametrize("kind", ["cpu", "", "TPU v3", "NVIDIA L40S", "NVIDIA H100 PCIe", "NVIDIA H200 NVL"])
+@pytest.mark.parametrize(
+    "kind", ["cpu", "", "TPU v3", "NVIDIA L40S", "NVIDIA H100 PCIe", "NVIDIA H200 NVL"]
+)
 def test_nothing_is_claimed_of_other_devices(kind):
     assert chip_of(kind) is None
 

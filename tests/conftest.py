@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Before JAX is imported: child processes inherit these.
@@ -13,3 +15,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Half the compilation time. Speed is not tested, and what is compared is compiled alike.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture
+def libtpu(monkeypatch):
+    """Lets a test compile for TPUs, which takes their compiler, but no TPU."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed (the extra tpu)")
+    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(variable, "1")
+
+
+def pytest_collection_modifyitems(items):
+    """`pytest -m libtpu` runs what the extra adds."""
+    for item in items:
+        if "libtpu" in item.fixturenames:
+            item.add_marker("libtpu")

@@ -125,11 +125,8 @@ def test_with_what_it_needs_a_recipe_fits(overlay, name):
 
 
 @pytest.mark.parametrize("overlay", TPUS)
-def test_the_mesh_can_be_laid_on_the_torus(overlay, monkeypatch):
-    """Not every size can: an axis of the mesh has to be made of whole axes of the torus."""
-    pytest.importorskip("libtpu", reason="knowing a TPU's torus takes libtpu")
-    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        monkeypatch.setenv(variable, "1")
+def test_the_mesh_can_be_laid_on_the_torus(overlay, libtpu):
+    """On as many devices and hosts as the overlay says."""
     name = "tpu7x:4x4x8" if overlay == "tpu7x-256" else overlay
     devices = parse_topology(name).devices()
     machine = MACHINES[overlay]

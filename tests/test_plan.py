@@ -1,6 +1,5 @@
 """The plan command, on simulated devices and, where libtpu is installed, for a TPU."""
 
-import importlib.util
 import json
 import re
 
@@ -13,7 +12,6 @@ from starcoder_jax.planning.compile import compile_step
 from starcoder_jax.recipes import load_recipe
 from starcoder_jax.training.program import make_devices, make_program
 
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 SMALL = [
     "--gin_file=tiny.gin",
     "--gin.model.num_layers=3",
@@ -45,8 +43,7 @@ def test_simulated_devices():
     assert state < plan["state_bytes_per_chip"] < 1.2 * state
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (the extra tpu)")
-def test_a_tpu_that_is_not_there():
+def test_a_tpu_that_is_not_there(libtpu):
     done = micro.run("plan", *SMALL, "--topology=v5e-4", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
@@ -63,12 +60,11 @@ def test_a_tpu_that_is_not_there():
     assert done.returncode == 2 and "HBM" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (the extra tpu)")
 @pytest.mark.parametrize(
     ("recipe", "parameters"),
     [("3b", 3_030_371_328), ("7b", 7_173_923_840), ("15b", 15_957_889_024)],
 )
-def test_the_models_fit_a_pod(recipe, parameters):
+def test_the_models_fit_a_pod(libtpu, recipe, parameters):
     """As published, for 128 chips of v5p, in the batch that fits all three."""
     flags = [f"--gin_file={recipe}.gin", "--gin_file=hardware/v5p-256.gin", "--topology=v5p-256"]
     done = micro.run("plan", *flags, "--gin.train.batch_size=1024", "--json")
@@ -84,8 +80,7 @@ def test_the_models_fit_a_pod(recipe, parameters):
     assert kinds == {"all-gather", "reduce-scatter"}
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (the extra tpu)")
-def test_search_ranks_what_it_compiled_and_writes_the_best(tmp_path):
+def test_search_ranks_what_it_compiled_and_writes_the_best(libtpu, tmp_path):
     output = tmp_path / "best.gin"
     done = micro.run(
         "plan", *SMALL, "--topology=v5e-4", "--search=2", f"--output={output}", "--json"

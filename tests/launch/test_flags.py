@@ -1,6 +1,5 @@
 """The installed compilers know every flag: an unknown one would end training at its start."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -46,8 +45,7 @@ def read(variable: str, flags: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_libtpu_knows_the_flags_of_a_tpu():
+def test_libtpu_knows_the_flags_of_a_tpu(libtpu):
     flags = flags_of("tpu")
     assert not flags["XLA_FLAGS"] and "--xla_tpu_" in flags["LIBTPU_INIT_ARGS"]
     done = read("LIBTPU_INIT_ARGS", flags["LIBTPU_INIT_ARGS"])
@@ -62,9 +60,9 @@ def test_jax_knows_the_flags_of_a_gpu():
 
 
 @pytest.mark.parametrize("variable", READ)
-def test_an_unknown_flag_would_be_noticed(variable):
-    if variable == "LIBTPU_INIT_ARGS" and importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed")
+def test_an_unknown_flag_would_be_noticed(variable, request):
+    if variable == "LIBTPU_INIT_ARGS":
+        request.getfixturevalue("libtpu")
     done = read(variable, "--xla_no_such_flag=true")
     assert done.returncode != 0 and "xla_no_such_flag" in done.stderr
 

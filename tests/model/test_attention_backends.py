@@ -226,13 +226,10 @@ def test_splash_lowers_for_tpus_and_is_not_run_again_under_dots(rematerializatio
 
 
 @pytest.fixture
-def tpus(monkeypatch):
+def tpus(libtpu):
     """The four devices of a v5e:2x2, to compile for."""
-    pytest.importorskip("libtpu", reason="compiling for a TPU takes libtpu")
     from jax.experimental import topologies
 
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # What is compiled for absent devices would be cached, but cannot be read back.
     threshold = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, threshold)

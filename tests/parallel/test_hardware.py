@@ -5,10 +5,7 @@ from starcoder_jax.parallel.topology import parse_topology
 
 
 @pytest.mark.parametrize("machine", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
-def test_what_libtpu_calls_its_devices_finds_their_chip(machine, monkeypatch):
-    pytest.importorskip("libtpu", reason="making TPU devices without TPUs takes libtpu")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+def test_what_libtpu_calls_its_devices_finds_their_chip(machine, libtpu):
     topology = parse_topology(machine)
     (kind,) = {device.device_kind for device in topology.devices()}
     assert chip_of(kind) is topology.chip is CHIPS[machine.partition(":")[0]]

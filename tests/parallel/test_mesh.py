@@ -7,11 +7,8 @@ from starcoder_jax.parallel.topology import parse_topology
 
 
 @pytest.fixture
-def tpus(monkeypatch):
+def tpus(libtpu):
     """The devices of a machine, by its name."""
-    pytest.importorskip("libtpu", reason="knowing a TPU's torus takes libtpu")
-    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        monkeypatch.setenv(variable, "1")
     return lambda name: parse_topology(name).devices()
 
 

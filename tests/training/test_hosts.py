@@ -55,11 +55,8 @@ def test_wait_for_file(tmp_path):
     ],
 )
 def test_every_host_of_a_pod_has_the_rows_of_its_devices(
-    monkeypatch, machine, config, batch_size, rows_of_host_0
+    libtpu, machine, config, batch_size, rows_of_host_0
 ):
-    pytest.importorskip("libtpu", reason="knowing a TPU's torus takes libtpu")
-    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        monkeypatch.setenv(variable, "1")
     devices = parse_topology(machine).devices()
     sharding = split_rows(make_mesh(config, devices))
     hosts = {device.process_index for device in devices}

@@ -84,7 +84,7 @@ class CompiledProgram:
         self._num_devices = num_devices
         self.unknown_loops: list[str] = []
         self._runs: dict[str, int] = collections.Counter()
-        self._inside: set[str] = set()  # of fusions
+        self._inside: set[str] = set()  # of fusions, or of another thread
         self._weigh(entry, 1, False)
 
     def operations(self) -> Iterator[Operation]:
@@ -117,7 +117,7 @@ class CompiledProgram:
                     continue
                 key = (kind, groups, _result_bytes(instruction))
                 if name in self._inside:
-                    # Of one that is begun in a fusion and carried on in those of products.
+                    # Of one that may be begun in a fusion and carried on in those of products.
                     parts[*key, instruction.attribute("channel_id")] = runs
                 else:
                     counts[*key, instruction.opcode.endswith("-start")] += runs
@@ -148,8 +148,10 @@ class CompiledProgram:
                 self._weigh(instruction.attribute("body"), runs * trips, is_inside)
             # The additions that reductions apply are nothing beside them.
             elif opcode not in COLLECTIVES and not opcode.startswith("reduce"):
+                # What a SparseCore does goes on beside the rest, as what is fused into products.
+                is_beside = opcode == "fusion" or opcode.endswith("-start")
                 for other in instruction.called:
-                    self._weigh(other, runs, is_inside or opcode == "fusion")
+                    self._weigh(other, runs, is_inside or is_beside)
 
     def _trips(self, loop: Instruction) -> int:
         """How often a loop runs: as the compiler notes it, or bound over step of its counter.

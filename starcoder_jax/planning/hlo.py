@@ -86,7 +86,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
                 current = match[2]
                 computations[current] = {}
                 entry = current if match[1] else entry
-        elif line == "}":
+        elif line == "}" or line.startswith("}, execution_thread="):
             current = None
         elif match := _INSTRUCTION.match(line):
             is_root, name, value = match.groups()

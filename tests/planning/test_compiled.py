@@ -140,6 +140,28 @@ def test_a_collective_carried_on_beside_products_counts_once():
     assert flops(program) == 2 * 64**3
 
 
+SPARSECORE = """HloModule jit_h, is_scheduled=true
+
+%elsewhere (p: bf16[8,512]) -> bf16[128,512] {
+  %p = bf16[8,512]{1,0} parameter(0)
+  ROOT %gathered = bf16[128,512]{1,0} all-gather(%p), channel_id=1, replica_groups=[8,16]<=[128], \
+dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (p: bf16[8,512]) -> bf16[128,512] {
+  %p = bf16[8,512]{1,0} parameter(0)
+  %start = ((bf16[8,512]{1,0}), bf16[128,512]{1,0}, u32[]{:S(8)}) call-start(%p), \
+async_execution_thread="sparsecore", to_apply=%elsewhere
+  ROOT %done = bf16[128,512]{1,0} call-done(%start)
+}
+"""
+
+
+def test_a_collective_on_another_core_overlaps():
+    program = CompiledProgram(SPARSECORE, 128)
+    assert program.collectives() == [Collective("all-gather", 1, 16, 128 * 512 * 2, True)]
+
+
 def test_groups_that_cannot_be_read_are_an_error():
     text = ASYNC.replace("replica_groups=mesh['axis_0'=16", "replica_groups=lattice['axis_0'=16")
     with pytest.raises(ValueError, match="cannot read the groups of gathered"):

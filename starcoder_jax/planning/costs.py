@@ -13,7 +13,7 @@ COLLECTIVES = (
     "collective-permute",
     "all-to-all",
 )
-# What moves nothing: names for what is there, and the ends of what was started before.
+# What moves nothing: names for what is there.
 _FREE = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional",
     "call", "partition-id", "replica-id", "after-all", "iota", "opt-barrier",
@@ -38,7 +38,8 @@ def moved_bytes(
         inside: the computation of a fusion.
     """
     opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith("-done") or "AllocateBuffer" in instruction.rest:
+    is_elsewhere = opcode.endswith(("-start", "-done")) and opcode != "copy-start"
+    if opcode in _FREE or is_elsewhere or "AllocateBuffer" in instruction.rest:
         return 0.0
     operands = [computation[name] for name in instruction.operands if name in computation]
     if opcode == "copy-start":

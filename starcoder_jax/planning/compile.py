@@ -173,7 +173,7 @@ def make_plan(recipe: Recipe, topology: Topology) -> Plan:
     """
     step = compile_step(recipe, topology)
     recipe, chip, settings = step.recipe, topology.chip, step.recipe.train
-    text = CompiledProgram(step.compiled.as_text(), topology.num_devices)
+    text = CompiledProgram(step.compiled.as_text(), topology.num_devices, topology.slices)
     collectives = text.collectives()
     memory = step.compiled.memory_analysis()
     hidden_flops, moved_bytes, peak_bytes = 0.0, None, None

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from starcoder_jax.planning.costs import COLLECTIVES, moved_bytes, product_flops
 from starcoder_jax.planning.hlo import Computation, Instruction, closing, parse
 
+_SLICE_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """All executions of the collectives of one kind, group size, result and timing.
 
     Attributes:
-        kind: such as "all-gather".
+        kind: such as "all-gather"; "slice-all-reduce" goes between slices of TPUs, by their hosts.
         count: executions a step.
         group_size: devices that take part in one.
         result_bytes: of the result on one device, for one execution.
@@ -47,6 +49,10 @@ class Collective:
             "reduce-scatter": self.group_size - 1,
             "all-to-all": share,
             "collective-permute": 1.0,
+            # Of these the operand is known.
+            "slice-all-reduce": 2 * share,
+            "slice-reduce-scatter": share,
+            "slice-all-gather": self.group_size - 1,
         }
         return self.count * self.result_bytes * factors[self.kind]
 
@@ -74,14 +80,15 @@ class CompiledProgram:
     Args:
         text: from `compiled.as_text()`.
         num_devices: the program runs on; a collective that names no groups takes all of them.
+        num_slices: that the devices are split among.
 
     Attributes:
         unknown_loops: names of loops whose trip count could not be read; they count once.
     """
 
-    def __init__(self, text: str, num_devices: int):
+    def __init__(self, text: str, num_devices: int, num_slices: int = 1):
         self._computations, entry = parse(text)
-        self._num_devices = num_devices
+        self._num_devices, self._num_slices = num_devices, num_slices
         self.unknown_loops: list[str] = []
         self._runs: dict[str, int] = collections.Counter()
         self._inside: set[str] = set()  # of fusions, or of another thread
@@ -112,6 +119,10 @@ class CompiledProgram:
         for name, runs in self._runs.items():
             for instruction in self._computations[name].values():
                 kind = instruction.opcode.removesuffix("-start")
+                transfer = _SLICE_TRANSFER.search(instruction.rest)
+                if transfer and instruction.opcode == "send":
+                    kind = "slice-" + transfer[1].lower().replace("_", "-")
+                    counts[kind, self._num_slices, instruction.part_bytes[0], True] += runs
                 groups = self._group_size(instruction) if kind in COLLECTIVES else 1
                 if groups == 1:
                     continue

@@ -81,7 +81,7 @@ def _bandwidth(topology: Topology, collective: Collective) -> float:
         )
     if collective.kind == "collective-permute":
         return chip.link_bandwidth / len(topology.shape)
-    if collective.group_size > topology.num_devices // topology.slices:
+    if collective.kind.startswith("slice-"):
         return chip.host_bandwidth
     # A group of few lies along few axes of the torus, and leaves the links of the others idle.
     axes, reach = 0, topology.devices_per_chip

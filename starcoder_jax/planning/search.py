@@ -204,7 +204,11 @@ def _candidate(
     gathered = 2 * matrices / mesh.tensor  # bfloat16
     gathers = Collective("all-gather", 2 * micro_batches, mesh.fsdp, gathered, True)
     scatters = Collective("reduce-scatter", micro_batches, mesh.fsdp, gathered / mesh.fsdp, False)
-    sums = Collective("all-reduce", micro_batches, mesh.replica, gathered / mesh.fsdp, False)
+    part = gathered / mesh.fsdp
+    if mesh.replica % topology.slices == 0 and topology.slices > 1:
+        sums = Collective("slice-all-reduce", micro_batches, topology.slices, part, True)
+    else:
+        sums = Collective("all-reduce", micro_batches, mesh.replica, part, False)
     activation = 2 * tokens * model.embed_dim
     passes = 3 if policy == "full" else 2
     # Of what attention and MLP put out, and of the gradients of what they take in.
@@ -215,12 +219,13 @@ def _candidate(
     exchanges = Collective(
         "all-gather", (passes + 1) * model.num_layers, mesh.sequence, keys, False
     )
+    collectives = [gathers, scatters, sums, tensors, exchanges]
     return Candidate(
         recipe=recipe,
         bound=Roofline(
             seconds,
-            communication_seconds(topology, [gathers]),
-            communication_seconds(topology, [scatters, sums, tensors, exchanges]),
+            communication_seconds(topology, [x for x in collectives if x.is_overlapped]),
+            communication_seconds(topology, [x for x in collectives if not x.is_overlapped]),
         ),
         state_bytes=12 * matrices / shards,
         saved_bytes=_saved_bytes(model, tokens / micro_batches, mesh.tensor),

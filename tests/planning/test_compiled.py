@@ -162,6 +162,29 @@ def test_a_collective_on_another_core_overlaps():
     assert program.collectives() == [Collective("all-gather", 1, 16, 128 * 512 * 2, True)]
 
 
+SLICES = """HloModule jit_s, is_scheduled=true
+
+ENTRY %main (p: f32[14,8,128]) -> f32[14,8,128] {
+  %p = f32[14,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after-all = token[] after-all()
+  %send = (f32[14,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%p, %after-all), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[14,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%sent), channel_id=3, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %came = (f32[14,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=3
+  ROOT %out = f32[14,8,128]{2,1,0:T(8,128)} get-tuple-element(%came), index=0
+}
+"""
+
+
+def test_what_goes_between_slices():
+    (item,) = CompiledProgram(SLICES, 16, 4).collectives()
+    assert item == Collective("slice-all-reduce", 1, 4, 14 * 8 * 128 * 4, True)
+    assert item.wire_bytes == 1.5 * item.result_bytes
+
+
 def test_groups_that_cannot_be_read_are_an_error():
     text = ASYNC.replace("replica_groups=mesh['axis_0'=16", "replica_groups=lattice['axis_0'=16")
     with pytest.raises(ValueError, match="cannot read the groups of gathered"):

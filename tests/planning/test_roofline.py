@@ -44,9 +44,12 @@ def test_a_group_uses_the_links_of_its_axes(machine, group, share):
     assert communication_seconds(topology, [item]) == pytest.approx(seconds)
 
 
-def test_beyond_slices_and_hosts_the_network_counts():
-    for machine, group in (("2*v5p:4x4x8", 256), ("h100:64", 64)):
-        topology = parse_topology(machine)
-        item = Collective("all-reduce", 1, group, 1e9, True)
-        seconds = item.wire_bytes / (topology.chip.host_bandwidth * TRANSFER_EFFICIENCY)
-        assert communication_seconds(topology, [item]) == pytest.approx(seconds)
+@pytest.mark.parametrize(
+    ("machine", "kind", "group"),
+    [("2*v5p:4x4x8", "slice-all-reduce", 2), ("h100:64", "all-reduce", 64)],
+)
+def test_between_slices_and_hosts_the_network_counts(machine, kind, group):
+    topology = parse_topology(machine)
+    item = Collective(kind, 1, group, 1e9, True)
+    seconds = item.wire_bytes / (topology.chip.host_bandwidth * TRANSFER_EFFICIENCY)
+    assert communication_seconds(topology, [item]) == pytest.approx(seconds)

@@ -72,12 +72,12 @@ def test_the_models_fit_a_pod(libtpu, recipe, parameters):
     plan = json.loads(done.stdout)
     assert (plan["parameters"], plan["chips"], plan["fits"]) == (parameters, 128, True)
     assert plan["predicted_mfu"] > 0.5
-    # Gathered twice for each of two micro-batches, in bfloat16, and summed up once: by then the
-    # gradients are scattered, or it would be twice.
+    # Gathered twice for each of two micro-batches, in bfloat16, and summed up once: the gradients
+    # are scattered, or it would be twice. What is left to all-reduces are tables and vectors.
     sent = plan["collective_bytes_per_chip"] / (2 * parameters * 2)
     assert 2.7 < sent < 3.3
-    kinds = {item["kind"] for item in plan["collectives"][:4]}
-    assert kinds == {"all-gather", "reduce-scatter"}
+    sums = sum(x["wire_bytes"] for x in plan["collectives"] if x["kind"] == "all-reduce")
+    assert sums < 0.1 * plan["collective_bytes_per_chip"]
 
 
 def test_search_ranks_what_it_compiled_and_writes_the_best(libtpu, tmp_path):

@@ -13,12 +13,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starcoder_jax.inference.completion import generate, infill
     from starcoder_jax.model.config import DecoderConfig
-    from starcoder_jax.model.decoder import Decoder
+    from starcoder_jax.model.decoder import Decoder, unstacked
     from starcoder_jax.training.convert import save_model
     from starcoder_jax.training.load import load_model
 
 __version__ = "0.1.0"
-__all__ = ["Decoder", "DecoderConfig", "generate", "infill", "load_model", "save_model"]
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "generate",
+    "infill",
+    "load_model",
+    "save_model",
+    "unstacked",
+]
 
 _MODULES = {
     "Decoder": "model.decoder",
@@ -27,6 +35,7 @@ _MODULES = {
     "infill": "inference.completion",
     "load_model": "training.load",
     "save_model": "training.convert",
+    "unstacked": "model.decoder",
 }
 
 

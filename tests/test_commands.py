@@ -10,7 +10,7 @@ from starcoder_jax.data.tokenizer_training import train_tokenizer
 
 # The module bears the name of a function of the package, and hides it once it is imported.
 generate = importlib.import_module("starcoder_jax.generate")
-del starcoder_jax.generate
+vars(starcoder_jax).pop("generate", None)
 
 COMMANDS = {"train": train, "prepare": prepare, "generate": generate}
 
@@ -137,59 +137,36 @@ def test_divergence_has_its_own_status(micro_folder, tmp_path):
         (["--checkpoint=RUN", "--prompt=x", "--file=FILE"], "not allowed with"),
         (["--checkpoint=RUN", "--file=FILE"], "--file and --cursor go together"),
         (["--checkpoint=RUN", "--prompt=x", "--cursor=1:1"], "--file and --cursor go together"),
-        (["--checkpoint=RUN", "--prompt=x", "--max_tokens=0"], "--max_tokens=0"),
+        (["--checkpoint=RUN", "--prompt=x", "--max_tokens=0"], "max_tokens=0 is out of range"),
         (["--checkpoint=RUN", "--prompt=x", "--max_tokens=x"], "--max_tokens"),
+        (["--checkpoint=RUN", "--prompt=x", "--max_tokens=128"], "more than the 128 tokens"),
+        (["--checkpoint=RUN", "--prompt=x", "--top_p=2"], "top_p=2.0 is out of range"),
+        (["--checkpoint=RUN", "--prompt=x", "--stop="], "strings that are not empty"),
+        (["--checkpoint=RUN", "--prompt=x", "--samples=0"], "--samples=0 must be at least 1"),
+        (["--checkpoint=RUN", "--prompt=x", "--order=spm"], "--order and --context go with --file"),
+        (["--checkpoint=RUN", "--prompt=x", "--context=."], "--order and --context go with --file"),
         (["--checkpoint=RUN", "--prompt="], "the prompt is empty"),
         (["--checkpoint=ABSENT", "--prompt=x"], "no checkpoint in"),
         (["--checkpoint=RUN", "--file=ABSENT", "--cursor=1:1"], "absent"),
         (["--checkpoint=RUN", "--file=FILE", "--cursor=9:1"], "outside the file of 3 lines"),
         (["--checkpoint=RUN", "--file=FILE", "--cursor=x"], "must be LINE:COLUMN"),
+        (["--checkpoint=RUN", "--file=FILE", "--cursor=1:1", "--order=x"], "invalid choice: 'x'"),
+        (
+            ["--checkpoint=RUN", "--file=FILE", "--cursor=1:1", "--max_tokens=125"],
+            "0 tokens are left",
+        ),
+        (
+            ["--checkpoint=RUN", "--file=FILE", "--cursor=1:1", "--context=RUN"],
+            "is not in the folder",
+        ),
+        (["--checkpoint=RUN", "--file=BYTES", "--cursor=1:1"], "bytes: not UTF-8 text: "),
     ],
 )
 def test_generate_refuses(refused, trained, tmp_path, arguments, message):
     (tmp_path / "file.py").write_text("one\ntwo\n")
-    places = {"RUN": trained, "FILE": tmp_path / "file.py", "ABSENT": tmp_path / "absent"}
+    (tmp_path / "bytes").write_bytes(b"one\xff")
+    places = {"RUN": trained, "FILE": tmp_path / "file.py"}
+    places |= {name: tmp_path / name.lower() for name in ("ABSENT", "BYTES")}
     for name, path in places.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]
     assert message in refused("generate", *arguments)
-
-
-def test_generate_completes_and_fills_in(trained, tmp_path):
-    done = micro.run("generate", f"--checkpoint={trained}", "--prompt=def read", "--max_tokens=6")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("def read") and len(done.stdout) > len("def read\n")
-    assert done.stderr == ""
-    (tmp_path / "file.py").write_text("def read_line(line, limit=):\n    for item in line:\n")
-    arguments = [f"--file={tmp_path / 'file.py'}", "--cursor=1:27", "--max_tokens=3"]
-    done = micro.run("generate", f"--checkpoint={trained}", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("\n") and done.stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "cursor", "before"),
-    [
-        ("one\ntwo\n", "1:1", ""),
-        ("one\ntwo\n", "1:3", "on"),
-        ("one\ntwo\n", "1:4", "one"),
-        ("one\ntwo\n", "2:1", "one\n"),
-        ("one\ntwo\n", "3:1", "one\ntwo\n"),
-        ("one\ntwo", "2:4", "one\ntwo"),
-        ("one\n\n\n", "3:1", "one\n\n"),
-        ("", "1:1", ""),
-        ("\n", "2:1", "\n"),
-        ("é漢\nx", "1:3", "é漢"),
-        ("# one\x0c\u2028still one\ntwo", "2:2", "# one\x0c\u2028still one\nt"),
-    ],
-)
-def test_split_at(text, cursor, before):
-    prefix, suffix = generate.split_at(text, cursor)
-    assert prefix == before and prefix + suffix == text
-
-
-@pytest.mark.parametrize(
-    "cursor", ["", "1", ":", "1:", ":1", "0:1", "1:0", "-1:1", "1:5", "3:2", "4:1", "a:b", "1:1:1"]
-)
-def test_split_at_refuses_what_is_no_place(cursor):
-    with pytest.raises(ValueError, match=f"--cursor={cursor}"):
-        generate.split_at("one\ntwo\n", cursor)

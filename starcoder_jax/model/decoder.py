@@ -1,11 +1,15 @@
 """The StarCoder decoder: embedding, a scanned stack of layers, output head."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from starcoder_jax.model import positions as position_encoding
 from starcoder_jax.model.attention import ATTENTION, AttentionDropout, attention_saveable
+from starcoder_jax.model.cache import Cache, Prompts, cached_attention, written
 from starcoder_jax.model.config import DecoderConfig
 from starcoder_jax.model.mask import AttentionMask
 from starcoder_jax.model.spec import Spec, gathered, unsharded
@@ -106,21 +110,29 @@ class Layers(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: AttentionMask,
+        attend: Callable[..., tuple[jax.Array, Any]],
         rotation: tuple[jax.Array, jax.Array] | None,
-        dropout_key: jax.Array | None,
-    ) -> jax.Array:
-        """One layer: [batch, length, embed] to the same."""
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """One layer: [batch, length, embed] to the same, and what `attend` keeps.
+
+        Args:
+            x: the residual stream.
+            attend: takes what a backend of `ATTENTION` takes, but for the mask; returns its output
+                and anything else.
+            rotation: of `rotary_angles`; None: positions come in otherwise.
+            dropout_key: turns dropout on.
+        """
         keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
         residual_rate = self.config.residual_dropout
-        attended = self._attention(self.attention_norm(x), mask, rotation, keys[0])
+        attended, kept = self._attention(self.attention_norm(x), attend, rotation, keys[0])
         x = x + _dropout(attended, residual_rate, keys[1])
         hidden = self.mlp_input(self.mlp_norm(x), self.spec("batch", "length", "mlp"))
         hidden = jax.nn.gelu(hidden, approximate=self.config.activation == "gelu_tanh")
         hidden = self.mlp_output(hidden, self.spec("batch", "length", None))
-        return x + _dropout(hidden, residual_rate, keys[2])
+        return x + _dropout(hidden, residual_rate, keys[2]), kept
 
-    def _attention(self, x, mask, rotation, dropout_key):
+    def _attention(self, x, attend, rotation, dropout_key):
         config, spec = self.config, self.spec
         query_spec = spec("batch", "length", "kv_heads", "query_groups", None)
         key_spec = spec("batch", "length", "kv_heads", None)
@@ -139,9 +151,8 @@ class Layers(nnx.Module):
             dropout = AttentionDropout(dropout_key, config.attention_dropout)
         # Every query reads all keys before it, so keys are whole along the length.
         key, value = (_reshard(x, spec("batch", None, "kv_heads", None)) for x in (key, value))
-        attend = ATTENTION[config.attention_backend]
-        attended = attend(query, key, value, mask, slopes=slopes, dropout=dropout)
-        return self.attention_output(attended, spec("batch", "length", None))
+        attended, kept = attend(query, key, value, slopes=slopes, dropout=dropout)
+        return self.attention_output(attended, spec("batch", "length", None)), kept
 
 
 class Decoder(nnx.Module):
@@ -211,7 +222,7 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: more tokens than learned positions.
         """
-        x, _ = self._run(tokens, segment_ids, dropout_key, lambda x: None)
+        x, _ = self._run(tokens, segment_ids, dropout_key, lambda x, *_: None)
         return self.final_norm(x)
 
     def layer_outputs(
@@ -225,47 +236,147 @@ class Decoder(nnx.Module):
         Returns:
             [layers + 1, batch, length, embed] in config.dtype, before the final norm.
         """
-        last, inputs = self._run(tokens, segment_ids, None, lambda x: x)
+        last, inputs = self._run(tokens, segment_ids, None, lambda x, *_: x)
         return jnp.concatenate([inputs, last[None]])
 
+    def prefill(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Prompts]:
+        """Runs prompts, to decode from there.
+
+        Args:
+            tokens: int32 [batch, length], padded at the right.
+            lengths: int32 [batch], at least 1.
+
+        Returns:
+            What the head reads at the last token of each row, [batch, embed], and their keys and
+            values.
+        """
+        x, layers = self._run(tokens, None, None, lambda x, key, value: (key, value))
+        rows = jnp.arange(tokens.shape[0])
+        last = x.at[rows, lengths - 1].get(out_sharding=self.spec("batch", None))
+        return self.final_norm(last), Prompts(layers, lengths)
+
+    def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Runs one token a row.
+
+        Args:
+            tokens: int32 [batch], at the positions `cache.lengths`.
+            cache: what the rows have seen.
+
+        Returns:
+            What the head reads, [batch, embed], and the cache with these tokens in it.
+        """
+        x, rotation = self._embed(tokens[:, None], cache.lengths[:, None])
+        positions = cache.positions()
+        window = self.config.sliding_window
+
+        def layer(x, xs):
+            parameters, kept = xs
+
+            def attend(query, key, value, *, slopes, dropout):
+                new = written(kept, key, value, cache.lengths)
+                return cached_attention(query, new, positions, cache.lengths, window, slopes), new
+
+            return parameters(x, attend, rotation)
+
+        x, layers = self._through(layer, x, cache.layers)
+        return self.final_norm(x)[:, 0], Cache(layers, cache.lengths + 1)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Of what the head reads, [batch, embed] to float32 [batch, vocab]."""
+        return jnp.einsum(
+            "bd,vd->bv",
+            hidden,
+            self.head.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+            out_sharding=self.spec("batch", "vocab"),
+        )
+
     def _run(self, tokens, segment_ids, dropout_key, keep):
-        """The last layer's output, and `keep` of every layer's input, stacked."""
+        """The last layer's output, and `keep` of every layer's input, keys and values."""
         config, spec = self.config, self.spec
         batch, length = tokens.shape
-        activation = spec("batch", "length", None)
-        x = self.embedding[...].astype(config.dtype).at[tokens].get(out_sharding=activation)
         positions = jnp.broadcast_to(
             jnp.arange(length), (batch, length), out_sharding=spec("batch", "length")
         )
-        if self.position_embedding is not None:
-            if length > config.max_length:
-                raise ValueError(
-                    f"{length} tokens, but the model has {config.max_length} learned positions"
-                )
-            table = self.position_embedding[...].astype(config.dtype)
-            x = x + table.at[positions].get(out_sharding=activation)
-        if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
+        if self.position_embedding is not None and length > config.max_length:
+            raise ValueError(
+                f"{length} tokens, but the model has {config.max_length} learned positions"
+            )
+        x, rotation = self._embed(tokens, positions)
         layer_keys = None
         if dropout_key is not None:
             embedding_key, layers_key = jax.random.split(dropout_key)
             x = _dropout(x, config.embedding_dropout, embedding_key)
             layer_keys = jax.random.split(layers_key, config.num_layers)
-        rotation = None
-        if config.positions == "rope":
-            rotation = position_encoding.rotary_angles(
-                positions, config.head_dim, config.rope_theta
-            )
         mask = AttentionMask(window=config.sliding_window, segment_ids=segment_ids)
+        backend = ATTENTION[config.attention_backend]
+
+        def attend(query, key, value, **options):
+            return backend(query, key, value, mask, **options), (key, value)
 
         def layer(x, xs):
             parameters, key = xs
-            return parameters(x, mask, rotation, key), keep(x)
+            y, keys_and_values = parameters(x, attend, rotation, key)
+            return y, keep(x, *keys_and_values)
 
         if config.rematerialization != "none":
             policy = _CHECKPOINT_POLICIES[config.rematerialization]
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        return jax.lax.scan(layer, x, (self.layers, layer_keys))
+        return self._through(layer, x, layer_keys)
+
+    def _embed(self, tokens, positions):
+        """What enters the first layer, and the rotation of its queries and keys."""
+        config = self.config
+        activation = self.spec("batch", "length", None)
+        x = self.embedding[...].astype(config.dtype).at[tokens].get(out_sharding=activation)
+        if self.position_embedding is not None:
+            table = self.position_embedding[...].astype(config.dtype)
+            x = x + table.at[positions].get(out_sharding=activation)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        if config.positions != "rope":
+            return x, None
+        return x, position_encoding.rotary_angles(positions, config.head_dim, config.rope_theta)
+
+    def _through(self, layer, x, xs):
+        """`layer` of one set of parameters and its share of xs after the other."""
+        if isinstance(self.layers, Layers):
+            return jax.lax.scan(layer, x, (self.layers, xs))
+        kept = []
+        for index, parameters in enumerate(self.layers):
+            x, new = layer(x, (parameters, None if xs is None else xs[index]))
+            kept.append(new)
+        return x, tuple(kept)
+
+
+def unstacked(model: Decoder, *, release: bool = False) -> Decoder:
+    """The same model with every layer's parameters in arrays of their own.
+
+    Decoding reads all parameters for each token: out of stacked arrays it would first copy each
+    layer's. It compiles more slowly, and `layer_outputs` and gradients want the stack.
+
+    Args:
+        model: whose layers are stacked.
+        release: frees the stacked arrays one by one, so that memory never holds the layers twice;
+            `model` can then no longer be used.
+    """
+    graph, layers = nnx.split(model.layers)
+    leaves, tree = jax.tree.flatten(layers)
+    parts = []
+    for leaf in leaves:
+        parts.append(_apart(leaf))
+        if release:
+            leaf.delete()
+    apart = nnx.merge(*nnx.split(model))
+    apart.layers = nnx.List(
+        nnx.merge(graph, jax.tree.unflatten(tree, layer)) for layer in zip(*parts, strict=True)
+    )
+    return apart
+
+
+@jax.jit
+def _apart(stacked: jax.Array) -> list[jax.Array]:
+    return list(stacked)
 
 
 def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -1,27 +1,27 @@
 """Held-out evaluation: loss, loss of infilled middles, and bits per byte beside `xz -9e`."""
 
 import dataclasses
-import functools
 import lzma
 import math
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 from flax import nnx
 
 from starcoder_jax.data.fim import FimConfig
 from starcoder_jax.data.store import TokenStore
-from starcoder_jax.inference.completion import complete, infill_prompt
+from starcoder_jax.inference.infilling import FimTokens, infill_prompt
+from starcoder_jax.inference.uncached import complete
 from starcoder_jax.model.config import DecoderConfig
 from starcoder_jax.model.spec import Spec, unsharded
 from starcoder_jax.training.config import EvaluationConfig
-from starcoder_jax.training.loss import LossConfig, token_cross_entropy
 from starcoder_jax.training.report import HeldOutFile, InfillSample
 from starcoder_jax.training.step import Params, graph_definition
+from starcoder_jax.training.windows import Window, WindowLosses, overlapping_windows
 
 # Of a middle to infill; longer ones are cut so that prefix and suffix keep most of the context.
 _MAX_MIDDLE_LINES = 5
+_SHORTEST_PROMPT = 5  # tokens: three special ones, and one on each side of the gap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,6 @@ class _File:
     content: bytes
     tokens: np.ndarray  # int32, without <|endoftext|>
     xz_bits: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Window:
-    """Tokens [length + 1] to run, which of their targets count, and for which file."""
-
-    file: int
-    tokens: np.ndarray
-    first_target: int  # targets before this one were scored by the window before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,21 +78,24 @@ class Evaluator:
         spec: Spec = unsharded,
     ):
         self._tokenizer = store.tokenizer
-        self._fim = fim if fim.rate > 0 else None
+        self._fim_tokens = None
+        if fim.rate > 0:
+            names = fim.prefix_token, fim.middle_token, fim.suffix_token
+            self._fim_tokens = FimTokens(*map(store.tokenizer.special_id, names))
         self._length = sequence_length
-        self._batch_size = -(-batch_size // ways) * ways
         self._ways = ways
         self._sample_tokens = evaluation.sample_tokens
         self._graph = graph_definition(config, spec)
         self._files = [file for task in tasks for file in _read_files(store, task, evaluation)]
-        self._losses = jax.jit(functools.partial(_window_losses, self._graph, spec))
+        batch_size = -(-batch_size // ways) * ways
+        self._losses = WindowLosses(self._graph, spec, sequence_length, batch_size)
 
     def __call__(self, params: Params) -> Evaluation | None:
         """Evaluates parameters; None if there are no held-out files."""
         if not self._files:
             return None
         nats = np.zeros(len(self._files))
-        for window, losses in self._run(params, self._windows()):
+        for window, losses in self._losses(params, self._windows()):
             nats[window.file] += losses[window.first_target :].sum(dtype=np.float64)
         targets = sum(len(file.tokens) + 1 for file in self._files)
         files = [
@@ -115,9 +109,9 @@ class Evaluator:
             "eval/xz_bits_per_byte": sum(file.xz_bits for file in files) / num_bytes,
         }
         sample = None
-        if self._fim is not None:
+        if self._fim_tokens is not None:
             windows = list(self._infill_windows())
-            scored = list(self._run(params, iter(windows)))
+            scored = list(self._losses(params, windows))
             if scored:
                 total = sum(losses[w.first_target :].sum(dtype=np.float64) for w, losses in scored)
                 count = sum(len(w.tokens) - 1 - w.first_target for w, _ in scored)
@@ -125,32 +119,12 @@ class Evaluator:
             sample = self._sample(params)
         return Evaluation({k: float(v) for k, v in metrics.items()}, files, sample)
 
-    def _windows(self) -> Iterator[_Window]:
-        """Every file between two <|endoftext|>, in windows that overlap by half."""
+    def _windows(self) -> Iterator[Window]:
         end = self._tokenizer.end_of_text_id
-        stride = max(self._length // 2, 1)
         for index, file in enumerate(self._files):
-            stream = np.concatenate([[end], file.tokens, [end]]).astype(np.int32)
-            scored = 0  # targets of the stream that have their loss
-            start = 0
-            while scored < len(stream) - 1:
-                tokens = stream[start : start + self._length + 1]
-                yield _Window(index, tokens, first_target=scored - start)
-                scored = start + len(tokens) - 1
-                start += stride
+            yield from overlapping_windows(index, file.tokens, end, self._length)
 
-    def _run(self, params: Params, windows: Iterator[_Window]):
-        """Yields each window with the loss of its targets, float32 [targets]."""
-        shape = (self._batch_size, self._length + 1)
-        while batch := [window for _, window in zip(range(shape[0]), windows, strict=False)]:
-            tokens = np.zeros(shape, np.int32)
-            for row, window in enumerate(batch):
-                tokens[row, : len(window.tokens)] = window.tokens
-            losses = _to_host(self._losses(params, tokens))
-            for row, window in enumerate(batch):
-                yield window, losses[row, : len(window.tokens) - 1]
-
-    def _infill_windows(self) -> Iterator[_Window]:
+    def _infill_windows(self) -> Iterator[Window]:
         """For each file that a window holds, prefix, suffix and then the middle to score."""
         for index, file in enumerate(self._files):
             prefix, middle, suffix = _cut(file.content.decode("utf-8"), seed=index)
@@ -161,17 +135,15 @@ class Evaluator:
             if prompt is not None:
                 end = [self._tokenizer.end_of_text_id]
                 tokens = np.concatenate([prompt, target, end]).astype(np.int32)
-                yield _Window(index, tokens[: self._length + 1], first_target=len(prompt) - 1)
+                yield Window(index, tokens[: self._length + 1], first_target=len(prompt) - 1)
 
     def _prompt(self, prefix: str, suffix: str, room: int) -> np.ndarray | None:
         """Prefix-suffix-middle order; keeps what is nearest to the middle. None: no room."""
-        room -= 3  # the special tokens
-        if room < 2:
+        if room < _SHORTEST_PROMPT:
             return None
-        before, after = self._tokenizer.encode(prefix), self._tokenizer.encode(suffix)
-        after = after[: max(room // 2, room - len(before))]
-        before = before[len(before) - min(len(before), room - len(after)) :]
-        return infill_prompt(self._tokenizer, self._fim, before, after)
+        return infill_prompt(
+            self._tokenizer, prefix, suffix, max_tokens=room, tokens=self._fim_tokens
+        )
 
     def _sample(self, params: Params) -> InfillSample | None:
         """Fills in the middle of the first file that allows it."""
@@ -222,19 +194,3 @@ def _cut(text: str, seed: int) -> tuple[str, str, str]:
     start = int(rng.integers(0, max(len(lines) - count, 0) + 1))
     parts = lines[:start], lines[start : start + count], lines[start + count :]
     return tuple("".join(part) for part in parts)
-
-
-def _window_losses(graph: nnx.GraphDef, spec: Spec, params: Params, tokens: jax.Array) -> jax.Array:
-    """Cross-entropy of every target of tokens [batch, length + 1]: float32 [batch, length]."""
-    model = nnx.merge(graph, params)
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    if (sharding := spec("batch", "length")) is not None:
-        inputs, targets = jax.reshard(inputs, sharding), jax.reshard(targets, sharding)
-    hidden = model.hidden_states(inputs)
-    losses = token_cross_entropy(hidden, model.head, targets, LossConfig(), spec)
-    return losses if sharding is None else jax.reshard(losses, jax.P(None, None))
-
-
-def _to_host(x: jax.Array) -> np.ndarray:
-    """A replicated array, as every process has it."""
-    return np.asarray(x.addressable_data(0))

@@ -1,0 +1,1 @@
+"""Measuring a model by what it writes."""

@@ -30,9 +30,14 @@ INSTALL_REQUIRES = [
     "tokenizers>=0.21",
 ]
 
+SERVE = ["starlette>=1.10", "uvicorn>=0.34"]
+
 EXTRAS_REQUIRE = {
+    "serve": SERVE,
     "test": [
+        *SERVE,
         "hypothesis>=6.100",
+        "openai>=3",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.8",

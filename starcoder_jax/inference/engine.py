@@ -1,10 +1,10 @@
 """Completes many prompts at once: requests come and go between the steps of one batch."""
 
 import collections
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import nnx
 from starcoder_jax.data.tokenizer import Tokenizer
 from starcoder_jax.inference.sampling import Needs, Rows, Sampling, next_tokens
 from starcoder_jax.inference.text import TextStream
-from starcoder_jax.model.cache import Cache, empty_cache
+from starcoder_jax.model.cache import Cache, Prompts, empty_cache
 from starcoder_jax.model.decoder import Decoder, Layers
 from starcoder_jax.model.spec import token_axes
 
@@ -63,16 +63,6 @@ class Completion:
         self.finish_reason = "stop" if self._stream.stopped else reason
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """Of all slots, on the devices."""
-
-    cache: Cache
-    tokens: jax.Array  # int32 [slots], the newest of each: not in the cache yet
-    seen: jax.Array | None  # bool [slots, vocab], for repetition penalties; None until one is used
-
-
 class Engine:
     """Decodes up to `slots` sequences at once, each at its own place.
 
@@ -119,9 +109,11 @@ class Engine:
         self._spec = spec
         self._graph, self._params = nnx.split(model)
         is_stacked = isinstance(model.layers, Layers)
-        cache = empty_cache(config, self.slots, max_length, spec, stacked=is_stacked)
-        tokens = jnp.zeros(self.slots, jnp.int32, out_sharding=spec("batch"))
-        self._state = _State(cache, tokens, None)
+        self._cache = empty_cache(config, self.slots, max_length, spec, stacked=is_stacked)
+        # The newest of each slot, which are not in the cache yet.
+        self._tokens = jnp.zeros(self.slots, jnp.int32, out_sharding=spec("batch"))
+        # Tokens of each slot, for repetition penalties; None until one is asked for.
+        self._seen: jax.Array | None = None
         self._rows = Rows.empty(self.slots)
         self._rows_there = jax.tree.map(jnp.array, self._rows)  # the same, on the devices
         self._owners: list[Completion | None] = [None] * self.slots
@@ -138,7 +130,7 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         """Memory of keys and values, over all devices."""
-        return self._state.cache.nbytes
+        return self._cache.nbytes
 
     def submit(
         self, prompt: np.ndarray, sampling: Sampling, *, samples: int = 1
@@ -205,8 +197,12 @@ class Engine:
         owners = [(slot, owner) for slot, owner in enumerate(self._owners) if owner is not None]
         if not owners:
             return 0
-        static = self._static([owner for _, owner in owners])
-        self._state, tokens = _decode(self._params, self._state, self._rows_there, **static)
+        self._cache, logits = _decode(self._params, self._cache, self._tokens, **self._static)
+        needs = self._needs([owner for _, owner in owners])
+        seen = self._seen if needs.penalty else None
+        tokens, seen = _choose(logits, self._cache.lengths, None, seen, self._rows_there, needs)
+        self._tokens = _like(tokens, self._tokens)
+        self._seen = seen if needs.penalty else self._seen
         self._sent(tokens, owners, dict(owners))
         return len(owners)
 
@@ -244,13 +240,17 @@ class Engine:
             rows.set(place, completion._sampling, completion._sample)
             self._rows.set(slot, completion._sampling, completion._sample)
             self._owners[slot] = completion
-        static = self._static(batch)
-        seen = self._seen(batch, size) if static["needs"].penalty else None
         self._rows_there = jax.tree.map(jnp.array, self._rows)
-        self._state, new = _prefill(
-            self._params, self._state, tokens, lengths, sources, targets, seen, rows, **static
+        logits, keys = _prefill(self._params, tokens, lengths, **self._static)
+        needs = self._needs(batch)
+        seen = self._prompts_seen(batch, size) if needs.penalty else None
+        first, seen = _choose(logits, lengths, sources, seen, rows, needs)
+        self._cache, self._tokens = _insert(
+            self._cache, self._tokens, keys, first, sources, targets
         )
-        self._sent(new, list(enumerate(batch)), dict(zip(slots, batch, strict=True)))
+        if needs.penalty:
+            self._seen = self._seen.at[targets].set(seen, mode="drop")
+        self._sent(first, list(enumerate(batch)), dict(zip(slots, batch, strict=True)))
 
     def _sent(self, tokens, owners, slots) -> None:
         """Notes tokens that are on their way; a slot whose last one this is comes free."""
@@ -260,20 +260,23 @@ class Engine:
             if completion._started == completion._sampling.max_tokens:
                 self._owners[slot] = None
 
-    def _seen(self, batch, size) -> np.ndarray:
-        """bool [size, vocab], the tokens of the prompts; the first time, makes the state's."""
+    def _prompts_seen(self, batch, size) -> np.ndarray:
+        """The tokens of the prompts, bool [size, vocab]."""
         vocab = self._tokenizer.vocab_size
-        if self._state.seen is None:
-            seen = jnp.zeros((self.slots, vocab), bool, out_sharding=self._spec("batch", None))
-            self._state = dataclasses.replace(self._state, seen=seen)
+        if self._seen is None:
+            self._seen = jnp.zeros((self.slots, vocab), bool)
         seen = np.zeros((size, vocab), bool)
         for row, completion in zip(seen, batch, strict=False):
             row[completion._prompt] = True
         return seen
 
-    def _static(self, completions: Sequence[Completion]) -> dict:
-        needs = Needs.of([completion._sampling for completion in completions])
-        return {"graph": self._graph, "needs": needs, "num_ids": self._tokenizer.vocab_size}
+    @property
+    def _static(self) -> dict[str, Any]:
+        """What the programs of the model are compiled for."""
+        return {"graph": self._graph, "num_ids": self._tokenizer.vocab_size}
+
+    def _needs(self, completions: Sequence[Completion]) -> Needs:
+        return Needs.of([completion._sampling for completion in completions])
 
     def _release(self, completion: Completion) -> None:
         if completion in self._owners:
@@ -290,63 +293,61 @@ class Engine:
         return self._ways * 2 ** max(0, math.ceil(math.log2(count / self._ways)))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graph", "needs", "num_ids"), donate_argnames=("state",)
-)
-def _prefill(
-    params, state, tokens, lengths, sources, slots, seen, rows, *, graph, needs, num_ids
-) -> tuple[_State, jax.Array]:
-    """Runs prompts, and starts a sequence out of prompt `sources[i]` in slot `slots[i]`.
+# Programs of the model know nothing of sampling: they are large, and its kinds are many.
 
-    Args:
-        tokens, lengths: int32 [prompts, length] and [prompts].
-        sources, slots: int32 [n].
-        seen: bool [n, vocab], or None without penalties.
-        rows: n of them.
 
-    Returns:
-        The state, and the first token of each sequence, int32 [n].
-    """
+@functools.partial(jax.jit, static_argnames=("graph", "num_ids"))
+def _prefill(params, tokens, lengths, *, graph, num_ids) -> tuple[jax.Array, Prompts]:
+    """Runs prompts, int32 [n, length]: logits of the first tokens, [n, num_ids], and their keys."""
     model = nnx.merge(graph, params)
     on_mesh = model.spec("batch", "length")
     if on_mesh is not None:
         tokens, lengths = jax.reshard(tokens, on_mesh), jax.reshard(lengths, model.spec("batch"))
     hidden, prompts = model.prefill(tokens, lengths)
-    logits = _whole(model.logits(hidden))[sources, :num_ids]
-    lengths = _whole(lengths)[sources]
-    first = next_tokens(logits, lengths, seen, rows, needs)
-
-    def put(state, prompts, first, seen):
-        new_seen = state.seen
-        if needs.penalty:
-            seen = seen.at[jnp.arange(len(first)), first].set(True)
-            new_seen = new_seen.at[slots].set(seen, mode="drop")
-        tokens = state.tokens.at[slots].set(first, mode="drop")
-        return _State(state.cache.insert(slots, prompts.take(sources)), tokens, new_seen)
-
-    if on_mesh is not None:
-        # Rows move between devices here; how, is left to the compiler.
-        put = jax.sharding.auto_axes(put, out_sharding=jax.tree.map(_sharding, state))
-    return put(state, prompts, first, seen), first
+    return _whole(model.logits(hidden))[:, :num_ids], prompts
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graph", "needs", "num_ids"), donate_argnames=("state",)
-)
-def _decode(params, state, rows, *, graph, needs, num_ids) -> tuple[_State, jax.Array]:
-    """One more token in every slot: the state, and the tokens, int32 [slots]."""
+@functools.partial(jax.jit, static_argnames=("graph", "num_ids"), donate_argnames=("cache",))
+def _decode(params, cache, tokens, *, graph, num_ids) -> tuple[Cache, jax.Array]:
+    """One more token in every slot: the cache, and logits of the next, [slots, num_ids]."""
     model = nnx.merge(graph, params)
-    hidden, cache = model.decode(state.tokens, state.cache)
-    logits = _whole(model.logits(hidden))[:, :num_ids]
-    seen = None if state.seen is None else _whole(state.seen)
-    new = next_tokens(logits, _whole(cache.lengths), seen, rows, needs)
-    tokens = _like(new, state.tokens)
-    if needs.penalty:
-        seen = seen.at[jnp.arange(len(new)), new].set(True)
-        seen = _like(seen, state.seen)
-    else:
-        seen = state.seen
-    return _State(cache, tokens, seen), new
+    hidden, cache = model.decode(tokens, cache)
+    return cache, _whole(model.logits(hidden))[:, :num_ids]
+
+
+@functools.partial(jax.jit, static_argnames=("needs",), donate_argnames=("seen",))
+def _choose(logits, positions, sources, seen, rows, needs) -> tuple[jax.Array, jax.Array | None]:
+    """Tokens, int32 [n], and `seen` with them.
+
+    Args:
+        logits, positions: of the tokens.
+        sources: int32 [n], rows of logits and positions to use; None: all.
+        seen: bool [n, vocab]; None without penalties.
+        rows: n of them.
+        needs: of these.
+    """
+    positions = _whole(positions)
+    if sources is not None:
+        logits, positions = logits[sources], positions[sources]
+    tokens = next_tokens(logits, positions, seen, rows, needs)
+    if seen is not None:
+        seen = seen.at[jnp.arange(len(tokens)), tokens].set(True)
+    return tokens, seen
+
+
+@functools.partial(jax.jit, donate_argnames=("cache",))
+def _insert(cache, tokens, prompts, first, sources, slots) -> tuple[Cache, jax.Array]:
+    """Puts prompt `sources[i]` and its first token into slot `slots[i]`, if there is one."""
+
+    def insert(cache, tokens, prompts, first):
+        cache = cache.insert(slots, prompts.take(sources))
+        return cache, tokens.at[slots].set(first, mode="drop")
+
+    if not _sharding(tokens).mesh.empty:
+        # Rows move between devices here; how, is left to the compiler.
+        shardings = jax.tree.map(_sharding, (cache, tokens))
+        insert = jax.sharding.auto_axes(insert, out_sharding=shardings)
+    return insert(cache, tokens, prompts, first)
 
 
 def _sharding(x: jax.Array) -> jax.sharding.NamedSharding:

@@ -106,9 +106,9 @@ def test_samples_share_the_run_of_their_prompt(loaded, prompts, monkeypatch):
     shapes = []
     prefill = engine_module._prefill
 
-    def counted(params, state, tokens, *args, **kwargs):
+    def counted(params, tokens, *args, **kwargs):
         shapes.append(tokens.shape)
-        return prefill(params, state, tokens, *args, **kwargs)
+        return prefill(params, tokens, *args, **kwargs)
 
     monkeypatch.setattr(engine_module, "_prefill", counted)
     engine = Engine(*loaded, slots=8, max_length=96)
@@ -120,9 +120,9 @@ def test_prompts_run_together_up_to_a_limit(loaded, prompts, alone, monkeypatch)
     shapes = []
     prefill = engine_module._prefill
 
-    def counted(params, state, tokens, *args, **kwargs):
+    def counted(params, tokens, *args, **kwargs):
         shapes.append(tokens.shape)
-        return prefill(params, state, tokens, *args, **kwargs)
+        return prefill(params, tokens, *args, **kwargs)
 
     monkeypatch.setattr(engine_module, "_prefill", counted)
     monkeypatch.setattr(engine_module, "_PREFILL_TOKENS", 64)

@@ -106,7 +106,7 @@ def write_report(
     page = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><p class="quiet">as of {written}</p></header>'
         + _key_figures(records, heldout, account)
         + _section("Curves", _curves(records))
@@ -243,7 +243,7 @@ def _infilling(sample: InfillSample) -> str:
     )
 
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2430; --quiet: #647084;
   --line: #e1e5eb; --curve: #2667b8; --good: #1c7a45; --bad: #b3372f; --mark: #d3e8ff; }
 @media (prefers-color-scheme: dark) { :root { --page: #12161c; --card: #1a2029; --text: #e3e8ef;

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -103,6 +104,15 @@ def measure(runs: list[Callable], repeats: int) -> tuple[list[list[float]], list
     return seconds, outputs
 
 
+def product_rates(size: int = 2048, repeats: int = 5) -> tuple[float, float]:
+    """FLOP/s of a product of float32 matrices, here and in PyTorch: what arithmetic allows."""
+    ours, theirs = jnp.ones((size, size)), torch.ones(size, size)
+    product = jax.jit(jnp.matmul)
+    runs = [lambda: np.asarray(product(ours, ours)), lambda: theirs @ theirs]
+    seconds, _ = measure(runs, repeats)
+    return tuple(2 * size**3 / statistics.median(side) for side in seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -127,6 +137,8 @@ def main() -> None:
         f"{jax.default_backend()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}; {args.tokens} tokens of prompt and {args.tokens} new ones"
     )
+    rates = [rate / 1e9 for rate in product_rates()]
+    print(f"product of matrices: {rates[0]:.0f} GFLOP/s, PyTorch {rates[1]:.0f}")
     rows = []
     for kind, kv_heads in KINDS.items():
         ours, theirs = make_models(kv_heads, shape)

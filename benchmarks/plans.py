@@ -68,6 +68,8 @@ def overrides(name: str, overlay: str) -> list[str]:
     found = []
     if recipe.model.attention_dropout or recipe.model.positions == "alibi":
         found.append('model.attention_backend="xla"')  # kernels have neither
+    if name == "bloom_176b":  # what other policies save of so wide a model does not fit
+        found.append('model.rematerialization="full"')
     if batch_size != settings.batch_size:
         found.append(f"train.batch_size={batch_size}")
     if micro_batches != settings.micro_batches:

@@ -1,5 +1,4 @@
 import importlib
-import pathlib
 
 import micro
 import pytest
@@ -13,16 +12,6 @@ generate = importlib.import_module("starcoder_jax.generate")
 vars(starcoder_jax).pop("generate", None)
 
 COMMANDS = {"train": train, "prepare": prepare, "generate": generate}
-
-
-@pytest.fixture(scope="session")
-def micro_folder(tmp_path_factory) -> pathlib.Path:
-    return micro.folder(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> pathlib.Path:
-    return micro.trained(tmp_path_factory)
 
 
 @pytest.fixture

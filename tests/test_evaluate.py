@@ -16,16 +16,6 @@ from starcoder_jax.evals.requests import Request
 from starcoder_jax.evals.sandbox import Sandbox
 
 
-@pytest.fixture(scope="session")
-def micro_folder(tmp_path_factory) -> pathlib.Path:
-    return micro.folder(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> pathlib.Path:
-    return micro.trained(tmp_path_factory)
-
-
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -36,6 +26,7 @@ def _sandbox():
     try:
         Sandbox(workers=1).close()
     except ValueError as error:
+        # Without walls the command refuses to run programs, which the sandbox's tests show.
         pytest.skip(str(error))
 
 

@@ -23,11 +23,6 @@ LINE = "def read_line(line, limit=3):\n"
 DRAWN = ("--temperature=1.5", "--top_k=90", "--top_p=0.95", "--min_p=0.01")
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> pathlib.Path:
-    return micro.trained(tmp_path_factory)
-
-
 @pytest.fixture(scope="module")
 def loaded(trained):
     return sj.load_model(trained)

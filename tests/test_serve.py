@@ -13,11 +13,6 @@ import pytest
 from starcoder_jax import serve
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return micro.trained(tmp_path_factory)
-
-
 @pytest.fixture
 def refused(capfd):
     """Runs the command, which must exit with status 2; the lines it wrote, without its usage."""

@@ -3,7 +3,6 @@
 import collections
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -106,7 +105,6 @@ class Engine:
         self.slots = -(-slots // self._ways) * self._ways
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._spec = spec
         self._graph, self._params = nnx.split(model)
         is_stacked = isinstance(model.layers, Layers)
         self._cache = empty_cache(config, self.slots, max_length, spec, stacked=is_stacked)
@@ -198,7 +196,7 @@ class Engine:
         if not owners:
             return 0
         self._cache, logits = _decode(self._params, self._cache, self._tokens, **self._static)
-        needs = self._needs([owner for _, owner in owners])
+        needs = Needs.of([owner._sampling for _, owner in owners])
         seen = self._seen if needs.penalty else None
         tokens, seen = _choose(logits, self._cache.lengths, None, seen, self._rows_there, needs)
         self._tokens = _like(tokens, self._tokens)
@@ -242,7 +240,7 @@ class Engine:
             self._owners[slot] = completion
         self._rows_there = jax.tree.map(jnp.array, self._rows)
         logits, keys = _prefill(self._params, tokens, lengths, **self._static)
-        needs = self._needs(batch)
+        needs = Needs.of([completion._sampling for completion in batch])
         seen = self._prompts_seen(batch, size) if needs.penalty else None
         first, seen = _choose(logits, lengths, sources, seen, rows, needs)
         self._cache, self._tokens = _insert(
@@ -274,9 +272,6 @@ class Engine:
     def _static(self) -> dict[str, Any]:
         """What the programs of the model are compiled for."""
         return {"graph": self._graph, "num_ids": self._tokenizer.vocab_size}
-
-    def _needs(self, completions: Sequence[Completion]) -> Needs:
-        return Needs.of([completion._sampling for completion in completions])
 
     def _release(self, completion: Completion) -> None:
         if completion in self._owners:

@@ -27,6 +27,7 @@ KINDS = ("bpe", "sentencepiece")
 
 def real_path(name):
     if not (REAL / name).is_dir():
+        # Its licence is its owners': no copy is committed, and our own vocabularies stand beside.
         pytest.skip("the published vocabularies are not on this machine (../shared/data)")
     return REAL / name
 
@@ -125,7 +126,7 @@ def test_encode_types_and_empty_text(trained):
 @hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(data=st.data())
 def test_text_survives(kind, tokenizers, data):
-    if kind not in tokenizers:
+    if kind not in tokenizers:  # as above
         pytest.skip("the published vocabularies are not on this machine (../shared/data)")
     tokenizer = tokenizers[kind]
     # The published vocabularies cannot spell U+40000 to U+7FFFF; the other test is about those.

@@ -18,11 +18,12 @@ INSTRUCT = "evalplus-starcoder2-15b-instruct-v0.1-humaneval"
 @pytest.fixture(scope="module", autouse=True)
 def _benchmarks_and_sandbox():
     if not DATA.is_dir():
+        # Other people's data is not committed; `test_benchmark_tasks` has problems of our own.
         pytest.skip(f"there is no {DATA}")
     try:
         Sandbox(workers=1).close()
     except ValueError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # nothing can be scored without walls
 
 
 @pytest.fixture
@@ -67,6 +68,7 @@ def test_buggy_python_fails(score):
     assert passed(result) == (0, 164)
 
 
+# node is no Python package.
 @pytest.mark.skipif("javascript" in missing_toolchains(), reason="node is not installed")
 def test_javascript_tells_buggy_from_canonical(score):
     # console.assert prints and goes on: by their exit status, 153 of the buggy ones pass.
@@ -116,6 +118,7 @@ BODIES = {
 def test_translated_problems_are_run(score, tmp_path, name):
     language, length, total, wrong = BODIES[name]
     if language in missing_toolchains():
+        # Compilers are no Python packages.
         pytest.skip(f"{missing_toolchains()[language]} is not installed")
     pairs = [
         ("HumanEval_23_strlen", length),

@@ -80,6 +80,7 @@ def test_other_arrays_than_announced_are_refused(tmp_path):
 
 def test_errors_of_the_disk_pass_on(tmp_path):
     if not os.access("/dev/full", os.W_OK):
+        # Linux alone has a disk that is always full.
         pytest.skip("this system has no /dev/full")
     opened = open
 
@@ -221,6 +222,7 @@ def peak(directory, work):
 def test_one_tensor_at_a_time_is_in_memory(tmp_path):
     status = pathlib.Path("/proc/self/status")
     if not status.is_file() or "VmHWM" not in status.read_text():
+        # Linux records it; what is promised does not depend on the system.
         pytest.skip("this system does not record the peak of a process's memory")
     # Transposed, as many tensors are on their way out. Two shards.
     written = peak(

@@ -9,7 +9,6 @@ from starcoder_jax.data.tokenizer import BpeTokenizer, load_tokenizer
 from starcoder_jax.data.tokenizer_training import train_tokenizer
 from starcoder_jax.hf.tokenizer_files import COMPANIONS, copy_companions, write_tokenizer
 
-REAL = pathlib.Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 CORPUS = [
     pathlib.Path(tokenizer_module.__file__).read_text(encoding="utf-8"),
     "# naïve café 中文 😀\nfor i in range(2024):\n        print(i)\n" * 20,
@@ -67,19 +66,16 @@ def test_transformers_opens_what_was_written(trained, tmp_path, model_type):
 
 
 @pytest.mark.parametrize("name", ["starcoder1", "starcoder2"])
-def test_published_vocabularies(name, tmp_path):
-    if not (REAL / name).is_dir():
-        pytest.skip("the published vocabularies are not on this machine (../shared/data)")
-    tokenizer = load_tokenizer(REAL / name)
-    texts = (REAL / name / "golden.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+def test_published_vocabularies(name, published_vocabulary, tmp_path):
+    real = published_vocabulary(name)
+    tokenizer = load_tokenizer(real)
+    texts = (real / "golden.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     assert len(texts) == 47
     theirs = check_transformers_agrees(tokenizer, tmp_path, [*texts, *TEXTS])
-    lines = (REAL / name / "golden.out").read_text().split("\n")[: len(texts)]
+    lines = (real / "golden.out").read_text().split("\n")[: len(texts)]
     golden = [[int(index) for index in line.split()] for line in lines]
     assert theirs(texts)["input_ids"] == golden
-    assert (tmp_path / "tokenizer.json").read_bytes() == (
-        REAL / name / "tokenizer.json"
-    ).read_bytes()
+    assert (tmp_path / "tokenizer.json").read_bytes() == (real / "tokenizer.json").read_bytes()
 
 
 def test_special_tokens_that_the_vocabulary_does_not_mark(trained, tmp_path):

@@ -1,20 +1,12 @@
-"""The trained micro model, and what it most likely says."""
-
-import pathlib
+"""What the trained micro model most likely says."""
 
 import jax.numpy as jnp
-import micro
 import numpy as np
 import pytest
 
 import starcoder_jax as sj
 
 NEW = 8
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> pathlib.Path:
-    return micro.trained(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

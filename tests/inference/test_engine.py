@@ -102,7 +102,9 @@ def test_samples_do_not_depend_on_what_is_beside_them(loaded, prompts):
     assert all(len(other.token_ids) for other in others)
 
 
-def test_samples_share_the_run_of_their_prompt(loaded, prompts, monkeypatch):
+@pytest.fixture
+def shapes(monkeypatch) -> list[tuple[int, int]]:
+    """Rows and length of each run of prompts."""
     shapes = []
     prefill = engine_module._prefill
 
@@ -111,20 +113,16 @@ def test_samples_share_the_run_of_their_prompt(loaded, prompts, monkeypatch):
         return prefill(params, tokens, *args, **kwargs)
 
     monkeypatch.setattr(engine_module, "_prefill", counted)
+    return shapes
+
+
+def test_samples_share_the_run_of_their_prompt(loaded, prompts, shapes):
     engine = Engine(*loaded, slots=8, max_length=96)
     run_all(engine, prompts[:1], Sampling(max_tokens=3, temperature=1), samples=6)
     assert shapes == [(1, 32)]
 
 
-def test_prompts_run_together_up_to_a_limit(loaded, prompts, alone, monkeypatch):
-    shapes = []
-    prefill = engine_module._prefill
-
-    def counted(params, tokens, *args, **kwargs):
-        shapes.append(tokens.shape)
-        return prefill(params, tokens, *args, **kwargs)
-
-    monkeypatch.setattr(engine_module, "_prefill", counted)
+def test_prompts_run_together_up_to_a_limit(loaded, prompts, alone, shapes, monkeypatch):
     monkeypatch.setattr(engine_module, "_PREFILL_TOKENS", 64)
     engine = Engine(*loaded, slots=8, max_length=96)
     completions = run_all(engine, prompts, Sampling(max_tokens=NEW))

@@ -19,7 +19,6 @@ from starcoder_jax.inference.infilling import (
     split_at,
 )
 
-REAL = pathlib.Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 CORPUS = [pathlib.Path(tokenizer_module.__file__).read_text(encoding="utf-8"), "é中😀\r\n" * 20]
 UNDERSCORES = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")
 SPECIAL_TOKENS = {
@@ -282,10 +281,8 @@ def test_read_repository_takes_a_file_of_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["starcoder1", "starcoder2"])
-def test_published_vocabularies(name):
-    if not (REAL / name).is_dir():
-        pytest.skip("the published vocabularies are not on this machine (../shared/data)")
-    tokenizer = load_tokenizer(REAL / name)
+def test_published_vocabularies(name, published_vocabulary):
+    tokenizer = load_tokenizer(published_vocabulary(name))
     assert fim_tokens(tokenizer) == FimTokens(prefix=1, middle=2, suffix=3)
     context = Repository("r", "p.py")
     prompt = infill_prompt(tokenizer, "", "", context=context).tolist()

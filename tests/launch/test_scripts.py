@@ -3,7 +3,6 @@ import shutil
 import subprocess
 import sys
 
-import pytest
 from stand_ins import ROOT
 
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "launch").glob("*.sbatch")])
@@ -23,7 +22,6 @@ def test_scripts_stay_short():
             assert any(line.startswith("set -") and "uo pipefail" in line for line in lines)
 
 
-@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
     done = subprocess.run(
         [SHELLCHECK, "--external-sources", *(path.name for path in SCRIPTS)],

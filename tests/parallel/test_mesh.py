@@ -102,7 +102,7 @@ def test_a_mesh_may_split_axes_of_the_torus(tpus, machine, config):
     devices = tpus(machine)
     types = (jax.sharding.AxisType.Explicit,) * len(AXES)
     sizes = config.sizes(len(devices))
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError):  # JAX's own: why `make_mesh` does not call it
         jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
     mesh = make_mesh(config, devices)
     check_complete(mesh, devices, config)

@@ -182,6 +182,7 @@ def test_long_files_are_left_out_and_none_left_is_no_evaluation(store, model, pa
     assert evaluate(store, model, params, length=64, evaluation=config) is None
 
 
+# The program is no Python package; without it, liblzma alone is what the figures rest on.
 @pytest.mark.skipif(shutil.which("xz") is None, reason="no xz program here")
 @pytest.mark.parametrize("content", [b"x", b"def f():\n    return 1\n" * 500, bytes(range(256))])
 def test_xz_bits_are_those_of_the_program(content):

@@ -21,6 +21,7 @@ def _python_of_anybody() -> str:
                 return path
         except OSError:
             continue
+    # That user cannot read an interpreter in root's home, and pip cannot bring one elsewhere.
     pytest.skip("no interpreter of Python 3.11 that an unprivileged user may run")
 
 
@@ -29,12 +30,13 @@ def test_nothing_gets_out(isolation, monkeypatch):
     monkeypatch.setenv(SECRET, "secret")
     try:
         outcomes = try_escapes(isolation)
-    except ValueError as error:
+    except ValueError as error:  # bubblewrap is no Python package, and kernels may forbid both
         pytest.skip(str(error))
     assert {name: outcome.detail for name, outcome in outcomes.items() if not outcome.passed} == {}
     assert len(outcomes) == 11
 
 
+# Others run the test above as themselves: unprivileged.
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("isolation", ["bubblewrap", "namespaces"])
 def test_nothing_gets_out_of_an_unprivileged_user(isolation):
@@ -49,7 +51,7 @@ def test_nothing_gets_out_of_an_unprivileged_user(isolation):
         capture_output=True,
         text=True,
     )
-    if "cannot be isolated here" in result.stderr:
+    if "cannot be isolated here" in result.stderr:  # as above
         pytest.skip(result.stderr.strip())
     assert result.returncode == 0, result.stderr
     outcomes = [json.loads(line) for line in result.stdout.splitlines()]

@@ -182,6 +182,7 @@ def test_a_pass_cannot_be_forged(sandbox):
 @pytest.mark.parametrize("language", OTHERS)
 def test_other_languages(language, sandbox):
     if missing := missing_toolchains().get(language):
+        # Compilers are no Python packages. `evaluate` skips such a language too, by name.
         pytest.skip(f"not installed: {missing}")
     assert _reasons(sandbox, language, OTHERS[language]) == OTHERS[language]
 

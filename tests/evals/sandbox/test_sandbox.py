@@ -124,6 +124,7 @@ REAL_TIME = textwrap.dedent("""
 """)
 
 
+# Who cannot have it cannot pass it on.
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can have real-time priority")
 def test_samples_have_no_real_time_priority(sandbox):
     result = subprocess.run([sys.executable, "-c", REAL_TIME], capture_output=True, text=True)
@@ -208,6 +209,7 @@ def test_without_walls_limits_hold_all_the_same():
     assert reasons == {"loop": "timeout", "flood": "output", "memory": "memory", "left": "passed"}
 
 
+# The example has a program in JavaScript; node is no Python package.
 @pytest.mark.skipif("javascript" in missing_toolchains(), reason="node is not installed")
 def test_the_example_of_the_documentation(sandbox, capsys):
     text = (pathlib.Path(__file__).parents[3] / "docs" / "sandbox.md").read_text()
@@ -228,6 +230,7 @@ def test_choices_out_of_range():
         Sandbox(isolation="none")
 
 
+# Where it is, `test_escapes` tests what it does.
 @pytest.mark.skipif(shutil.which("bwrap") is not None, reason="bubblewrap is installed")
 def test_a_layer_that_is_asked_for_is_not_replaced():
     with pytest.raises(ValueError, match="bwrap is not installed"):

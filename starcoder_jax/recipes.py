@@ -1,26 +1,11 @@
-"""Recipes: gin files in, one checked and frozen description of a run out, and back to text.
+"""Recipes of training runs: what the sections of their gin files are."""
 
-A recipe binds fields of the dataclasses below, `section.field = value`, and nothing else. gin gives
-it includes, macros and overrides; names, types and missing values are checked here, so that a
-mistake is answered in one line.
-"""
-
-import ast
-import collections.abc
-import contextlib
 import dataclasses
-import difflib
-import functools
-import importlib.resources
-import logging
-import pathlib
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
+from starcoder_jax import gin_files
 from starcoder_jax.data.config import DataConfig, TokenizerConfig
 from starcoder_jax.data.fim import FimConfig
 from starcoder_jax.model.config import DecoderConfig
@@ -45,8 +30,6 @@ class Recipe:
     evaluation: EvaluationConfig
 
 
-_SECTIONS = {field.name: field.type for field in dataclasses.fields(Recipe)}
-
 # What may change when a run goes on: where it runs and what it reports, not what it computes.
 _FREE_ON_RESUME = re.compile(
     r"mesh\..*|evaluation\..*|data\.(directory|read_workers)|model\.(rematerialization|"
@@ -59,59 +42,22 @@ def _collect(**bindings):
     return bindings
 
 
-# gin resolves the bindings of a section; the checks below then see plain keyword arguments.
-_COLLECTORS = {
-    name: gin.external_configurable(_collect, name=name, module="starcoder_jax")
-    for name in _SECTIONS
-}
-
-
-def packaged_recipes() -> list[str]:
-    """Names of the recipes that come with the package, overlays in their folders included."""
-    return sorted(
-        str(path.relative_to(_recipe_folder())) for path in _recipe_folder().rglob("*.gin")
-    )
-
-
 def load_recipe(files: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
     """Reads gin files in order, then overrides.
 
     Args:
-        files: paths, or names among `packaged_recipes()`; ".gin" may be left out.
+        files: paths, or names among `gin_files.packaged_recipes()`; ".gin" may be left out.
         overrides: "section.field=value". A value that is no Python literal is taken as a string.
 
     Raises:
         ValueError: a file, a name or a value is wrong, or one is missing; one line that says so.
     """
-    gin.clear_config()
-    _add_search_path()
-    bindings = [_quote_override(override) for override in overrides]
-    paths = [str(_find_recipe(name)) for name in files]
-    try:
-        _parse(paths)
-        for binding in bindings:
-            _check_macro(binding.partition(" = ")[0])
-            gin.parse_config(binding)
-        return _build()
-    except (SyntaxError, OSError, AttributeError, KeyError, ImportError) as error:
-        raise ValueError(_first_line(error)) from error
-    except ValueError as error:
-        raise ValueError(_explain(error)) from error
-    finally:
-        gin.clear_config()
-
-
-def recipe_text(recipe: Recipe, header: str = "") -> str:
-    """The complete recipe as a gin file, every field on a line of its own; reads back equal."""
-    lines = [f"# {line}" for line in header.splitlines()]
-    for section, fields in _as_dict(recipe).items():
-        lines += ["", *(f"{section}.{name} = {value!r}" for name, value in fields.items())]
-    return "\n".join(lines).lstrip("\n") + "\n"
+    return gin_files.load(Recipe, files, overrides, _architecture)
 
 
 def changed_fields(before: Recipe, after: Recipe) -> list[str]:
     """What keeps `after` from going on with a run of `before`: "section.field: old -> new"."""
-    old, new = _as_dict(before), _as_dict(after)
+    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
     return [
         f"{section}.{name}: {old[section][name]!r} -> {value!r}"
         for section, fields in new.items()
@@ -120,187 +66,13 @@ def changed_fields(before: Recipe, after: Recipe) -> list[str]:
     ]
 
 
-def _recipe_folder() -> pathlib.Path:
-    """gin/ as installed (starcoder_jax/gin), or as it lies in a checkout beside the package."""
-    package = pathlib.Path(str(importlib.resources.files("starcoder_jax")))
-    installed = package / "gin"
-    return installed if installed.is_dir() else package.parent / "gin"
-
-
-@functools.cache
-def _add_search_path() -> None:
-    gin.add_config_file_search_path(str(_recipe_folder()))
-
-
-@contextlib.contextmanager
-def _without_log() -> Iterator[None]:
-    """gin logs each folder in which an included file does not lie as an error."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _parse(paths: Sequence[str]) -> None:
-    try:
-        with _without_log():
-            gin.parse_config_files_and_bindings(paths, [], finalize_config=False)
-    except TypeError as error:
-        # What gin makes of an include such as 'model/x.gin' where Python finds a folder "model".
-        raise ImportError(
-            f"{' '.join(paths)}: an include cannot be read; write './folder/file.gin' for a file "
-            "in a folder"
-        ) from error
-
-
-def _find_recipe(name: str) -> pathlib.Path:
-    for folder in (pathlib.Path(), _recipe_folder()):
-        for candidate in (folder / name, folder / f"{name}.gin"):
-            if candidate.is_file():
-                return candidate
-    nearest = _nearest(name, packaged_recipes())
-    raise ValueError(
-        f"no recipe {name!r}{nearest}; there are {', '.join(packaged_recipes())}, and any path"
-    )
-
-
-def _quote_override(override: str) -> str:
-    name, equals, value = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
-        raise ValueError(f"override {override!r} must have the form --gin.section.field=value")
-    if not value.startswith("%"):  # a macro
-        try:
-            ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            value = repr(value)
-    return f"{name} = {value}"
-
-
-def _check_macro(name: str) -> None:
-    """An override without a dot sets a macro, which a recipe must have: else it sets nothing."""
-    if "." in name:
-        return
-    try:
-        gin.query_parameter(f"{name}/macro.value")
-    except ValueError as error:
-        raise ValueError(f"no recipe given defines {name!r}: write section.field=value") from error
-
-
-def _build() -> Recipe:
-    train = _build_section("train")
-    sections = {
-        name: _build_section(name, train.initial_checkpoint if name == "model" else None)
-        for name in _SECTIONS
-        if name != "train"
-    }
-    return Recipe(train=train, **sections)
-
-
-def _build_section(section: str, initial_checkpoint: str | None = None) -> Any:
-    cls = _SECTIONS[section]
-    required = {
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-    try:
-        bindings = _COLLECTORS[section]()
-    except TypeError as error:
-        macro = re.search(r"in scope '(\w+)'", str(error))
-        if macro is None:
-            raise
-        raise ValueError(f"no recipe given defines %{macro[1]}, which {section} uses") from error
-    hints = typing.get_type_hints(cls)
-    for name in bindings:
-        if name not in hints:
-            choices = [f"{part}.{field.name}" for part in _SECTIONS for field in _fields(part)]
-            full_name = f"{section}.{name}"
-            raise ValueError(f"unknown parameter {full_name!r}{_nearest(full_name, choices)}")
-    left = {name for name, value in bindings.items() if value is gin.REQUIRED}
-    absent = sorted(required - bindings.keys() | left)
-    if absent and initial_checkpoint is not None and not left:
-        bindings = _architecture(initial_checkpoint) | bindings
-    elif absent:
-        raise ValueError(_missing(section, absent))
-    values = {
-        name: _convert(f"{section}.{name}", value, hints[name]) for name, value in bindings.items()
-    }
-    return cls(**values)
-
-
-def _architecture(checkpoint: str) -> dict[str, Any]:
+def _architecture(section: str, before: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a checkpoint says of its model; how to compute it is the recipe's to say."""
+    if section != "model" or before["train"].initial_checkpoint is None:
+        return {}
     from starcoder_jax.training.load import open_parameters  # opens what recipes describe
 
-    fields = dataclasses.asdict(open_parameters(checkpoint).config)
+    fields = dataclasses.asdict(open_parameters(before["train"].initial_checkpoint).config)
     for name in ("dtype", "rematerialization", "attention_backend"):
         del fields[name]
     return fields
-
-
-def _fields(section: str) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(_SECTIONS[section])
-
-
-def _missing(section: str, names: Sequence[str]) -> str:
-    options = " ".join(f"--gin.{section}.{name}=..." for name in names)
-    names = ", ".join(f"{section}.{name}" for name in names)
-    return f"the recipe leaves open what it must say: {names}; set it in a gin file or by {options}"
-
-
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    """The value as its annotated type, or an error that names both."""
-    if not _fits(value, hint):
-        expected = hint.__name__ if isinstance(hint, type) else str(hint)
-        expected = re.sub(r"[\w.]+\.(?=\w)", "", expected)
-        raise ValueError(f"{name} is {value!r}, a {type(value).__name__}; it must be {expected}")
-    if hint is float:
-        return float(value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(value)
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is tuple:  # tuple[X, ...]
-        return isinstance(value, (list, tuple)) and all(_fits(x, arguments[0]) for x in value)
-    if origin is collections.abc.Mapping:
-        return isinstance(value, Mapping) and all(
-            _fits(key, arguments[0]) and _fits(x, arguments[1]) for key, x in value.items()
-        )
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _as_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    return {section: dataclasses.asdict(getattr(recipe, section)) for section in _SECTIONS}
-
-
-def _explain(error: ValueError) -> str:
-    """gin's own complaint about an unknown section in our words; any other as it is."""
-    match = re.search(r"No configurable matching '([^']*)'", str(error))
-    if match:
-        section = match.group(1)
-        return (
-            f"unknown section {section!r}{_nearest(section, list(_SECTIONS))}; there are "
-            f"{', '.join(_SECTIONS)}"
-        )
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)
-
-
-def _nearest(name: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -57,7 +57,8 @@ def _train(
     import jax
 
     from starcoder_jax.data.store import MANIFEST, TokenStore
-    from starcoder_jax.recipes import load_recipe, recipe_text
+    from starcoder_jax.gin_files import recipe_text
+    from starcoder_jax.recipes import load_recipe
     from starcoder_jax.training.checkpoint import has_begun
     from starcoder_jax.training.hosts import wait_for_file
     from starcoder_jax.training.initial import bring_tokenizer, open_initial_checkpoint

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from starcoder_jax.data.tokenizer import STARCODER2_SPECIAL_TOKENS
-from starcoder_jax.recipes import load_recipe, packaged_recipes
+from starcoder_jax.gin_files import packaged_recipes
+from starcoder_jax.recipes import load_recipe
 from starcoder_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from starcoder_jax.training.step import initial_state, make_train_step
 

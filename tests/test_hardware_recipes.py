@@ -10,12 +10,13 @@ import jax
 import pytest
 from flax import nnx
 
+from starcoder_jax.gin_files import packaged_recipes
 from starcoder_jax.model.decoder import Decoder
 from starcoder_jax.parallel.hardware import CHIPS
 from starcoder_jax.parallel.mesh import AXES, make_mesh
 from starcoder_jax.parallel.sharding import check_batch, sharding_rules
 from starcoder_jax.parallel.topology import parse_topology
-from starcoder_jax.recipes import load_recipe, packaged_recipes
+from starcoder_jax.recipes import load_recipe
 
 GIN = pathlib.Path(__file__).parent.parent / "gin"
 

@@ -54,10 +54,11 @@ def test_public_names():
 
 
 FIND = """
-import starcoder_jax, starcoder_jax.recipes as recipes
+import starcoder_jax
+from starcoder_jax import gin_files, recipes
 print(starcoder_jax.__file__)
 print(recipes.load_recipe(["tiny"]).model.num_layers)
-print(*recipes.packaged_recipes())
+print(*gin_files.packaged_recipes())
 """
 
 

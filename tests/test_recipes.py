@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-from starcoder_jax.recipes import changed_fields, load_recipe, packaged_recipes, recipe_text
+from starcoder_jax import gin_files
+from starcoder_jax.gin_files import packaged_recipes, recipe_text
+from starcoder_jax.recipes import changed_fields, load_recipe
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = """
@@ -221,3 +223,20 @@ def test_changed_fields():
         "data.rates: {'python': 1.0} -> {'python': 2.0}",
         "fim.rate: 0.5 -> 0.25",
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Oven:
+    degrees: int = 180
+
+
+@dataclasses.dataclass(frozen=True)
+class Kitchen:
+    oven: Oven
+
+
+def test_sections_of_another_kind_of_file_mean_nothing(tmp_path):
+    """gin has heard of ovens by then, and would take the line for a recipe of a run as well."""
+    (tmp_path / "kitchen.gin").write_text("oven.degrees = 200")
+    assert gin_files.load(Kitchen, [str(tmp_path / "kitchen.gin")]) == Kitchen(Oven(200))
+    assert "unknown section 'oven'" in error(["tiny.gin", str(tmp_path / "kitchen.gin")])

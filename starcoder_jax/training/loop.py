@@ -12,8 +12,9 @@ import numpy as np
 
 from starcoder_jax.data.loader import Loader
 from starcoder_jax.data.store import TokenStore
+from starcoder_jax.gin_files import recipe_text
 from starcoder_jax.parallel.sharding import batch_ways
-from starcoder_jax.recipes import Recipe, changed_fields, load_recipe, recipe_text
+from starcoder_jax.recipes import Recipe, changed_fields, load_recipe
 from starcoder_jax.training.checkpoint import Checkpointer, has_begun
 from starcoder_jax.training.evaluation import Evaluation, Evaluator
 from starcoder_jax.training.goodput import Cause, Clock, note_opening

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
+from starcoder_jax.gin_files import recipe_text
 from starcoder_jax.model.flops import training_flops
 from starcoder_jax.parallel.hardware import chip_of
-from starcoder_jax.recipes import Recipe, recipe_text
+from starcoder_jax.recipes import Recipe
 from starcoder_jax.training.evaluation import Evaluation
 from starcoder_jax.training.goodput import Cause, Clock, Journal
 from starcoder_jax.training.metrics import MetricsWriter

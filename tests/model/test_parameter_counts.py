@@ -5,8 +5,9 @@ import jax
 import pytest
 from flax import nnx
 
+from starcoder_jax.gin_files import packaged_recipes
 from starcoder_jax.model.decoder import Decoder
-from starcoder_jax.recipes import load_recipe, packaged_recipes
+from starcoder_jax.recipes import load_recipe
 
 # The published checkpoints hold so many values; a tied head counts once.
 COUNTS = {

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from starcoder_jax import train
-from starcoder_jax.recipes import load_recipe, recipe_text
+from starcoder_jax.gin_files import recipe_text
+from starcoder_jax.recipes import load_recipe
 from starcoder_jax.training.metrics import read_metrics
 from starcoder_jax.training.orbax_parameters import OrbaxParameters
 from starcoder_jax.training.parameters import parameter_shapes, reading_order

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 # A task's name is also a folder of the token store and part of its name in seqio's registry.
 _TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
-_SCHEMES = ("environment", "folder", "jsonl", "parquet")
+_SCHEMES = ("environment", "folder", "jsonl", "parquet", "stack")
 _TOKENIZER_KINDS = ("bpe", "sentencepiece")
 
 
@@ -16,7 +16,8 @@ class DataConfig:
 
     Attributes:
         sources: Task name to URI: `environment:` (the Python code installed on this machine),
-            `folder:PATH`, `jsonl:GLOB` or `parquet:GLOB`.
+            `folder:PATH`, `jsonl:GLOB`, `parquet:GLOB`, or `stack:DIRECTORY` and
+            `stack:DIRECTORY?COMPONENT,...` of a published corpus (`data.published`).
         rates: Task name to its rate in the mixture, counted in tokens. Rates need not sum to 1;
             tasks without a rate are prepared, but not trained on.
         directory: Where the token store lies; None means `data` in the working directory.

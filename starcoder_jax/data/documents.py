@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import os
+from collections.abc import Mapping, Sequence
 
 MAX_BYTES = 1_000_000
 
@@ -46,17 +48,19 @@ class Document:
         path: Where it lies within its repository.
         repository: Where it comes from, such as "numpy 2.4.6".
         license: SPDX identifier or expression, or "unknown".
+        marks: Special tokens in the text, see `data.marks`.
     """
 
     text: str
     path: str
     repository: str
     license: str
+    marks: Sequence[Mapping] = ()
 
     @functools.cached_property
     def id(self) -> str:
-        """SHA-256 of the UTF-8 text, in hex: equal texts have equal ids."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """`document_id`: equal documents have equal ids, wherever they come from."""
+        return document_id(self.text.encode(), self.marks)
 
     @functools.cached_property
     def num_bytes(self) -> int:
@@ -69,6 +73,15 @@ class Dropped:
     """A text that was left out, and the name of the reason."""
 
     reason: str
+
+
+def document_id(content: bytes, marks: Sequence[Mapping] = ()) -> str:
+    """SHA-256 of a UTF-8 text, in hex; of its hash and its marks, where it has some."""
+    digest = hashlib.sha256(content)
+    if not marks:
+        return digest.hexdigest()
+    places = json.dumps([[mark["offset"], mark["token"]] for mark in marks])
+    return hashlib.sha256(f"{digest.hexdigest()} {places}".encode()).hexdigest()
 
 
 def make_document(

@@ -8,6 +8,9 @@ elsewhere is left out, for its license is another one, and so are files with a c
 are skipped. `jsonl:GLOB` (also `.jsonl.gz`) and `parquet:GLOB` hold one document a row, in columns
 that may bear the names of the common data sets. Whoever names these three vouches for them: any
 license is kept, and "unknown" stands for none.
+
+`stack:DIRECTORY` is a published corpus (see `published`), `stack:DIRECTORY?python,c` are some
+components of it. Its documents were curated: no filter is applied to them.
 """
 
 import glob
@@ -25,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pyarrow
 import pyarrow.parquet
 
-from starcoder_jax.data import licenses
+from starcoder_jax.data import licenses, published
 from starcoder_jax.data.documents import Document, Dropped, make_document, read_file
 
 _TEXT_COLUMNS = ("text", "content")
@@ -43,7 +46,8 @@ def read_source(uri: str, extensions: Sequence[str]) -> Iterator[Document | Drop
     """Reads every document of a source, in no particular order.
 
     Args:
-        uri: `environment:`, `folder:PATH`, `jsonl:GLOB` or `parquet:GLOB`.
+        uri: `environment:`, `folder:PATH`, `jsonl:GLOB`, `parquet:GLOB`, or
+            `stack:DIRECTORY[?COMPONENT,...]`.
         extensions: Which files `environment:` and `folder:` read, such as (".py",).
 
     Raises:
@@ -62,8 +66,21 @@ def read_source(uri: str, extensions: Sequence[str]) -> Iterator[Document | Drop
     elif scheme == "parquet":
         for path in _matches(uri, location):
             yield from _rows(_parquet_rows(path), path)
+    elif scheme == "stack":
+        yield from _published(location)
     else:
         raise ValueError(f"source {uri!r} is of an unknown kind")
+
+
+def _published(location: str) -> Iterator[Document]:
+    directory, _, chosen = location.partition("?")
+    there = published.components(directory)
+    for name in chosen.split(",") if chosen else there:
+        if name not in there:
+            raise ValueError(
+                f"the corpus at {directory} has no component {name!r}; it has {', '.join(there)}"
+            )
+        yield from published.read_component(directory, name)
 
 
 def _standard_library(extensions: tuple[str, ...]) -> Iterator[Document | Dropped]:

@@ -16,13 +16,15 @@ This module imports TensorFlow.
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
 from starcoder_jax.data.corpus import SPLITS, Corpus
+from starcoder_jax.data.documents import Document
+from starcoder_jax.data.marks import encode_marked
 from starcoder_jax.data.tokenizer import Tokenizer
 from starcoder_jax.data.vocabulary import TokenizerVocabulary
 
@@ -51,20 +53,40 @@ def register(corpus: Corpus, tokenizer: Tokenizer, rates: Mapping[str, float]) -
     Returns:
         The name of the mixture.
     """
-    feature = seqio.Feature(TokenizerVocabulary(tokenizer), add_eos=True, dtype=tf.int32)
     for task in corpus.counts:
-        seqio.TaskRegistry.remove(task_name(task))
-        seqio.TaskRegistry.add(
-            task_name(task),
-            source=seqio.FunctionDataSource(
-                functools.partial(_documents, corpus, task), splits=SPLITS
-            ),
-            preprocessors=[_tokenize, seqio.preprocessors.append_eos],
-            output_features={"targets": feature},
-        )
-    seqio.MixtureRegistry.remove(MIXTURE)
-    seqio.MixtureRegistry.add(MIXTURE, [(task_name(task), rate) for task, rate in rates.items()])
+        add_task(task_name(task), functools.partial(corpus.documents, task), SPLITS, tokenizer)
+    add_mixture(MIXTURE, {task_name(task): rate for task, rate in rates.items()})
     return MIXTURE
+
+
+def add_task(
+    name: str,
+    documents: Callable[[str], Iterable[Document]],
+    splits: Sequence[str],
+    tokenizer: Tokenizer,
+) -> None:
+    """Registers a task, in place of one of that name.
+
+    Args:
+        name: of the task.
+        documents: gives the documents of a split.
+        splits: there are.
+        tokenizer: Makes the tokens.
+    """
+    feature = seqio.Feature(TokenizerVocabulary(tokenizer), add_eos=True, dtype=tf.int32)
+    seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(functools.partial(_dataset, documents), splits=splits),
+        preprocessors=[_tokenize, seqio.preprocessors.append_eos],
+        output_features={"targets": feature},
+    )
+
+
+def add_mixture(name: str, rates: Mapping[str, float]) -> None:
+    """Registers a mixture of tasks at these rates, in place of one of that name."""
+    seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
 def leave_accelerators_alone() -> None:
@@ -84,33 +106,53 @@ def tokenized_documents(task: str, split: str) -> Iterator[tuple[dict, np.ndarra
         yield {**info, "bytes": int(example["bytes"])}, example["targets"]
 
 
-def _documents(
-    corpus: Corpus, task: str, split: str, shuffle_files: bool, seed: int | None = None
+def _dataset(
+    documents: Callable[[str], Iterable[Document]],
+    split: str,
+    shuffle_files: bool,
+    seed: int | None = None,
 ) -> tf.data.Dataset:
     # Documents lie in the order of their hashes, which is random already.
     del shuffle_files, seed
 
     def examples() -> Iterator[dict]:
-        for document in corpus.documents(task, split):
+        for document in documents(split):
             fields = {name: getattr(document, name) for name in _FIELDS}
-            yield {"targets": document.text, "bytes": document.num_bytes, **fields}
+            yield {
+                "targets": document.text,
+                "mark_offsets": [mark["offset"] for mark in document.marks],
+                "mark_tokens": [mark["token"] for mark in document.marks],
+                "bytes": document.num_bytes,
+                **fields,
+            }
 
     signature = {name: tf.TensorSpec((), tf.string) for name in ("targets", *_FIELDS)}
-    return tf.data.Dataset.from_generator(
-        examples, output_signature={**signature, "bytes": tf.TensorSpec((), tf.int64)}
-    )
+    signature["mark_offsets"] = tf.TensorSpec((None,), tf.int64)
+    signature["mark_tokens"] = tf.TensorSpec((None,), tf.string)
+    signature["bytes"] = tf.TensorSpec((), tf.int64)
+    return tf.data.Dataset.from_generator(examples, output_signature=signature)
 
 
 def _tokenize(dataset: tf.data.Dataset, output_features: seqio.preprocessors.OutputFeaturesType):
-    """Replaces the text in `targets` by its ids, int32 [n]."""
+    """Replaces the text in `targets` and its marks by ids, int32 [n]."""
     tokenizer = output_features["targets"].vocabulary.tokenizer
 
-    def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids = tokenizer.encode_batch([text.decode() for text in texts])
+    def encode(
+        texts: np.ndarray, offsets: np.ndarray, tokens: np.ndarray, counts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        every = [
+            {"offset": int(offset), "token": token.decode()}
+            for offset, token in zip(offsets, tokens, strict=True)
+        ]
+        ends = np.cumsum(counts)
+        marks = [every[end - count : end] for count, end in zip(counts, ends, strict=True)]
+        ids = encode_marked(tokenizer, [text.decode() for text in texts], marks)
         return np.concatenate(ids), np.array([len(row) for row in ids], np.int64)
 
     def encode_batch(batch: dict) -> dict:
-        ids, lengths = tf.numpy_function(encode, [batch["targets"]], (tf.int32, tf.int64))
+        offsets, tokens = batch.pop("mark_offsets"), batch.pop("mark_tokens")
+        arguments = [batch["targets"], offsets.values, tokens.values, offsets.row_lengths()]
+        ids, lengths = tf.numpy_function(encode, arguments, (tf.int32, tf.int64))
         ids, lengths = tf.ensure_shape(ids, [None]), tf.ensure_shape(lengths, [None])
         return {**batch, "targets": tf.RaggedTensor.from_row_lengths(ids, lengths)}
 
@@ -118,4 +160,4 @@ def _tokenize(dataset: tf.data.Dataset, output_features: seqio.preprocessors.Out
         return {**example, "targets": tf.ensure_shape(tf.identity(example["targets"]), [None])}
 
     # A call per document would leave the tokenizer's threads idle.
-    return dataset.batch(_DOCUMENTS_PER_CALL).map(encode_batch).unbatch().map(dense)
+    return dataset.ragged_batch(_DOCUMENTS_PER_CALL).map(encode_batch).unbatch().map(dense)

@@ -1,0 +1,1 @@
+"""Curation: from raw repositories to a training corpus, with every drop accounted for."""

@@ -1,0 +1,1 @@
+"""The stages of curation, each a few steps over shards."""

@@ -1,0 +1,45 @@
+"""Runs steps in memory, as the plainest of runners would."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from starcoder_jax.stack.runner.steps import Map
+
+
+@pytest.fixture
+def run_steps():
+    """A function of steps and the shards they begin with; returns all outputs by step's name."""
+
+    def run(steps, **start):
+        tables = {name: list(shards) for name, shards in start.items()}
+        outputs = {}
+        for step in steps:
+            if isinstance(step, Map):
+                outputs[step.name] = _map(step, [tables[name] for name in step.inputs])
+            else:
+                items = [table for name in step.inputs for table in tables[name]]
+                outputs[step.name] = _shuffle(step, items or step.items)
+            tables[step.name] = [output.table for output in outputs[step.name]]
+        return outputs
+
+    return run
+
+
+def _map(step, inputs):
+    count = max(map(len, inputs))
+    assert all(len(shards) in (1, count) for shards in inputs)
+    return [
+        step.function(*(shards[number if len(shards) > 1 else 0] for shards in inputs))
+        for number in range(count)
+    ]
+
+
+def _shuffle(step, items):
+    parts = [[step.schema.empty_table()] for _ in range(step.partitions)]
+    for item in items:
+        for partitions, table in step.emit(item):
+            assert table.schema == step.schema and len(partitions) == len(table)
+            for part in np.unique(partitions):
+                parts[part].append(table.filter(pa.array(np.asarray(partitions) == part)))
+    return [step.reduce(pa.concat_tables(tables)) for tables in parts]

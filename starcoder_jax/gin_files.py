@@ -225,7 +225,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         raise ValueError(f"{name} is {value!r}, a {type(value).__name__}; it must be {expected}")
     if hint is float:
         return float(value)
-    if typing.get_origin(hint) is tuple:
+    if typing.get_origin(hint) in (tuple, collections.abc.Sequence):
         return tuple(value)
     return value
 
@@ -234,8 +234,12 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, argument) for argument in arguments)
-    if origin is tuple:  # tuple[X, ...]
-        return isinstance(value, (list, tuple)) and all(_fits(x, arguments[0]) for x in value)
+    if origin in (tuple, collections.abc.Sequence):
+        if not isinstance(value, (list, tuple)):
+            return False
+        if origin is tuple and arguments[-1] is not ...:  # tuple[X, Y], of so many
+            return len(value) == len(arguments) and all(map(_fits, value, arguments))
+        return all(_fits(x, arguments[0]) for x in value)
     if origin is collections.abc.Mapping:
         return isinstance(value, Mapping) and all(
             _fits(key, arguments[0]) and _fits(x, arguments[1]) for key, x in value.items()

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -228,6 +229,8 @@ def test_changed_fields():
 @dataclasses.dataclass(frozen=True)
 class Oven:
     degrees: int = 180
+    limits: tuple[int, float] = (0, 250.0)
+    dishes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,3 +243,20 @@ def test_sections_of_another_kind_of_file_mean_nothing(tmp_path):
     (tmp_path / "kitchen.gin").write_text("oven.degrees = 200")
     assert gin_files.load(Kitchen, [str(tmp_path / "kitchen.gin")]) == Kitchen(Oven(200))
     assert "unknown section 'oven'" in error(["tiny.gin", str(tmp_path / "kitchen.gin")])
+
+
+def test_values_of_fixed_and_any_length(tmp_path):
+    path = tmp_path / "kitchen.gin"
+
+    def oven(text: str) -> Oven:
+        path.write_text(text)
+        return gin_files.load(Kitchen, [str(path)]).oven
+
+    assert oven("oven.limits = (1, 2.5)").limits == (1, 2.5)
+    assert oven("oven.dishes = {'cake': ['egg']}").dishes == {"cake": ["egg"]}
+    for wrong in ("limits = (1,)", "limits = (1, 2, 3)", "limits = (1.5, 2)", "limits = 1"):
+        with pytest.raises(ValueError, match=r"it must be tuple\[int, float\]"):
+            oven(f"oven.{wrong}")
+    for wrong in ("{'cake': 'egg'}", "{'cake': [1]}", "['cake']"):
+        with pytest.raises(ValueError, match=r"it must be Mapping\[str, Sequence\[str\]\]"):
+            oven(f"oven.dishes = {wrong}")

@@ -110,7 +110,7 @@ class Loader:
         self.tokens_per_epoch = {task: n * sequence_length for task, n in windows.items()}
         self._windows = grain.MapDataset.select_from_datasets(
             [_shuffled_windows(task, count, seed) for task, count in windows.items()],
-            _Interleaving(rates.values()),
+            Interleaving(rates.values()),
         )
         run = self._windows.map(self._read)
         if fim is not None and fim.rate > 0:
@@ -207,15 +207,22 @@ class _Named:
 
 
 def _shuffled_windows(task: str, num_windows: int, seed: int) -> grain.MapDataset[_Window]:
-    # Grain shuffles epoch e with its seed + e: seeds of tasks and runs must lie far apart, or one
-    # task would follow the order that another had an epoch before.
-    digest = hashlib.blake2b(f"{seed} {task}".encode(), digest_size=4).digest()
     return (
         grain.MapDataset.range(num_windows)
-        .shuffle(seed=int.from_bytes(digest, "little"))
+        .shuffle(seed=shuffle_seed(task, seed))
         .repeat()
         .map_with_index(_Named(task, num_windows))
     )
+
+
+def shuffle_seed(task: str, seed: int) -> int:
+    """The seed, of 32 bits, that shuffles a task's windows in the first epoch of a run.
+
+    Grain shuffles epoch e with this seed + e: seeds of tasks and runs must lie far apart, or one
+    task would follow the order that another had an epoch before.
+    """
+    digest = hashlib.blake2b(f"{seed} {task}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
 
 
 class _Reader:
@@ -254,7 +261,7 @@ class _RowsOfBatches(grain.transforms.DatasetSelectionMap):
         return 0, step * self._batch_size + self._rows[place]
 
 
-class _Interleaving(grain.transforms.DatasetSelectionMap):
+class Interleaving(grain.transforms.DatasetSelectionMap):
     """Interleaves endless datasets at exact rates.
 
     Of the first n elements, floor(n * share) belong to all datasets but the last, where share is
@@ -283,6 +290,24 @@ class _Interleaving(grain.transforms.DatasetSelectionMap):
                 return dataset, index - before
             index = before
         return 0, index
+
+    def count(self, dataset: int, length: int) -> int:
+        """How many of the first `length` elements belong to a dataset."""
+        for last in range(len(self._sums) - 1, dataset, -1):
+            length = length * self._sums[last - 1] // self._sums[last]
+        if dataset == 0:
+            return length
+        return length - length * self._sums[dataset - 1] // self._sums[dataset]
+
+    def index(self, dataset: int, position: int) -> int:
+        """Where the element at a position of a dataset stands: the inverse of `[...]`."""
+        index = position
+        if dataset > 0:
+            rest, whole = self._sums[dataset - 1], self._sums[dataset]
+            index = position * whole // (whole - rest)
+        for last in range(dataset + 1, len(self._sums)):
+            index = -(-(index + 1) * self._sums[last] // self._sums[last - 1]) - 1
+        return index
 
 
 def _end_with_parent(*_: int) -> None:

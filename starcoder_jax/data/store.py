@@ -257,6 +257,34 @@ class TokenSplit:
             for index, low, high in zip(range(first, end), bounds[:-1], bounds[1:], strict=True)
         ]
 
+    def find_documents(self, ids: Iterable[str]) -> dict[str, list[int]]:
+        """Returns the numbers of the documents that have these ids, for those that are there.
+
+        Args:
+            ids: SHA-256 in hex, as in `DocumentSpan`.
+
+        Raises:
+            ValueError: An id is no SHA-256 in hex.
+        """
+        wanted = {_digest(name) for name in ids}
+        # Eight bytes tell nearly all apart, and compare as one number.
+        beginnings = np.ascontiguousarray(self._ids[:, :8]).view("<u8")[:, 0]
+        sought = np.array([int.from_bytes(digest[:8], "little") for digest in wanted], "<u8")
+        found: dict[str, list[int]] = {}
+        for number in np.flatnonzero(np.isin(beginnings, sought)).tolist():
+            digest = self._ids[number].tobytes()
+            if digest in wanted:
+                found.setdefault(digest.hex(), []).append(number)
+        return found
+
+    def document_range(self, index: int) -> tuple[int, int]:
+        """Returns which tokens [start, stop) of the stream are a document's.
+
+        The <|endoftext|> after it is one of them.
+        """
+        self._check_document(index)
+        return int(self._document_starts[index]), int(self._document_starts[index + 1])
+
     def document_info(self, index: int) -> dict:
         """Returns `id`, `path`, `repository`, `license`, `bytes` and `tokens` of a document."""
         self._check_document(index)
@@ -322,6 +350,16 @@ def read_manifest(directory: str | os.PathLike) -> dict:
             f"{FORMAT_VERSION}: prepare the data again"
         )
     return manifest
+
+
+def _digest(name: str) -> bytes:
+    try:
+        digest = bytes.fromhex(name)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise ValueError(f"document id {name!r} is not a SHA-256 in hex: give 64 digits")
+    return digest
 
 
 def _check_size(path: pathlib.Path, size: int) -> None:

@@ -8,12 +8,13 @@ document, such as `issue`. `tfds.builder("stack/python", data_dir=DIR).as_data_s
 opens one, and so do the sources `stack:DIR` and `stack:DIR?python,c` of a recipe.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from array_record.python import array_record_module
 
@@ -26,7 +27,6 @@ MANIFEST = "corpus.json"
 
 _FILE_BYTES = 2**28  # of text in a file, about
 _WRITER_OPTIONS = "group_size:1,zstd:1"
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,42 +103,101 @@ def read_component(directory: str | pathlib.Path, name: str) -> Iterator[Documen
         )
 
 
-def write_component(
-    directory: str | pathlib.Path, component: Component, documents: Iterable[Mapping]
-) -> None:
+class ComponentWriter:
     """Writes a component, which appears, or replaces the one there was, when it is whole.
+
+        with ComponentWriter(directory, component) as writer:
+            writer.write(document)
+            writer.finish()
 
     Args:
         directory: of the corpus.
         component: what is being written.
-        documents: rows with `id`, `content` (UTF-8 bytes), `marks`, `kind`, `language`,
-            `repository`, `licenses`, `license_type`, and `files` as in `stack.record.DOCUMENT`.
     """
-    target = pathlib.Path(directory) / DATASET / component.name / VERSION
-    features = _features()
-    with exclusive_folder(target.with_name(f"{VERSION}.partial")) as folder:
-        lengths: list[int] = []
-        writer, size, total = None, 0, 0
-        for document in documents:
-            if writer is None or size >= _FILE_BYTES:
-                _close(writer)
-                path = folder / f"part-{len(lengths):05d}"
-                writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-                lengths.append(0)
-                size = 0
-            record = features.serialize_example(features.encode_example(_example(document)))
-            writer.write(record)
-            lengths[-1] += 1
-            size += len(document["content"])
-            total += len(record)
-        _close(writer)
-        for number in range(len(lengths)):
-            name = f"{DATASET}-train.array_record-{number:05d}-of-{len(lengths):05d}"
-            (folder / f"part-{number:05d}").rename(folder / name)
-        _write_metadata(folder, features, lengths, total, component)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
+
+    def __init__(self, directory: str | pathlib.Path, component: Component):
+        self._target = pathlib.Path(directory) / DATASET / component.name / VERSION
+        self._component = component
+        self._features = _features()
+        self._writer = None
+        self._lengths: list[int] = []  # documents of each file
+        self._size = 0  # of the text in the last one
+        self._total = 0  # of all records
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "ComponentWriter":
+        partial = exclusive_folder(self._target.with_name(f"{VERSION}.partial"))
+        self._folder = self._stack.enter_context(partial)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._close()
+        self._stack.close()
+
+    def write(self, document: Mapping) -> None:
+        """Adds a document.
+
+        Args:
+            document: has `id`, `content` (UTF-8 bytes), `marks`, `kind`, `language`, `repository`,
+                `licenses`, `license_type`, and `files` as in `stack.record.DOCUMENT`.
+        """
+        if self._writer is None or self._size >= _FILE_BYTES:
+            self._close()
+            path = self._folder / f"part-{len(self._lengths):05d}"
+            self._writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+            self._lengths.append(0)
+            self._size = 0
+        example = self._features.encode_example(_example(document))
+        record = self._features.serialize_example(example)
+        self._writer.write(record)
+        self._lengths[-1] += 1
+        self._size += len(document["content"])
+        self._total += len(record)
+
+    def finish(self) -> None:
+        """Gives the files their names, and the component its own."""
+        self._close()
+        for number in range(len(self._lengths)):
+            name = f"{DATASET}-train.array_record-{number:05d}-of-{len(self._lengths):05d}"
+            (self._folder / f"part-{number:05d}").rename(self._folder / name)
+        self._write_metadata()
+        if self._target.exists():
+            shutil.rmtree(self._target)
+        self._folder.rename(self._target)
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except RuntimeError as error:  # as the library reports a full disk
+                raise OSError(str(error)) from error
+
+    def _write_metadata(self) -> None:
+        import tensorflow_datasets as tfds
+
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=self._folder,
+            dataset_name=DATASET,
+            split="train",
+            filetype_suffix="array_record",
+            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        )
+        split = tfds.core.SplitInfo(
+            name="train",
+            shard_lengths=self._lengths,
+            num_bytes=self._total,
+            filename_template=template,
+        )
+        tfds.folder_dataset.write_metadata(
+            data_dir=self._folder,
+            features=self._features,
+            split_infos=[split],
+            filename_template=template,
+            version=VERSION,
+            description=f"Documents: {self._component.language or self._component.kind}.",
+            check_data=False,  # it would read ArrayRecord files by tf.data, which cannot
+        )
 
 
 def write_manifest(directory: str | pathlib.Path, entries: Sequence[Component]) -> None:
@@ -195,37 +254,3 @@ def _example(document: Mapping) -> dict:
             for file in document["files"]
         ],
     }
-
-
-def _close(writer: array_record_module.ArrayRecordWriter | None) -> None:
-    if writer is not None:
-        try:
-            writer.close()
-        except RuntimeError as error:  # as the library reports a full disk
-            raise OSError(str(error)) from error
-
-
-def _write_metadata(
-    folder: pathlib.Path, features, lengths: list[int], total: int, component: Component
-) -> None:
-    import tensorflow_datasets as tfds
-
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=folder,
-        dataset_name=DATASET,
-        split="train",
-        filetype_suffix="array_record",
-        template=_TEMPLATE,
-    )
-    split = tfds.core.SplitInfo(
-        name="train", shard_lengths=lengths, num_bytes=total, filename_template=template
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=features,
-        split_infos=[split],
-        filename_template=template,
-        version=VERSION,
-        description=f"Curated documents: {component.language or component.kind}.",
-        check_data=False,  # it would read ArrayRecord files by tf.data, which cannot
-    )

@@ -45,11 +45,18 @@ def component(name, documents=0):
     return Component(name, "C++", "file", documents, 0, "digest")
 
 
+def write(directory, component, documents):
+    with published.ComponentWriter(directory, component) as writer:
+        for document in documents:
+            writer.write(document)
+        writer.finish()
+
+
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "_FILE_BYTES", 1000)
-    published.write_component(tmp_path, component("cpp"), rows(60))
-    published.write_component(tmp_path, component("issue"), rows(1))
+    write(tmp_path, component("cpp"), rows(60))
+    write(tmp_path, component("issue"), rows(1))
     published.write_manifest(tmp_path, [component("cpp", 60), component("issue", 1)])
     return tmp_path
 
@@ -75,7 +82,7 @@ def test_tfds_opens_it_by_name(corpus):
 
 
 def test_a_new_version_of_a_component_replaces_the_old_one(corpus):
-    published.write_component(corpus, component("cpp"), rows(1))
+    write(corpus, component("cpp"), rows(1))
     published.write_manifest(corpus, [component("cpp", 1)])
     assert len(list(read_component(corpus, "cpp"))) == 1
     assert [path.name for path in (corpus / published.DATASET).iterdir()] == ["cpp"]

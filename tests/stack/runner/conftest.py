@@ -1,0 +1,37 @@
+import pytest
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "beam: runs Apache Beam (the extra beam)")
+
+
+def pytest_collection_modifyitems(items):
+    """`pytest -m beam` runs what the extra adds."""
+    for item in items:
+        if "beam" in item.fixturenames:
+            item.add_marker("beam")
+
+
+@pytest.fixture
+def beam():
+    return pytest.importorskip("apache_beam", reason="Apache Beam is not installed (extra beam)")
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """Where the functions of the small pipeline note that they were called."""
+    path = tmp_path / "calls"
+    monkeypatch.setenv("CALLS", str(path))
+    return path
+
+
+@pytest.fixture
+def called(log):
+    """What was called since this was asked last."""
+
+    def ask() -> list[str]:
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    return ask

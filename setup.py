@@ -32,10 +32,27 @@ INSTALL_REQUIRES = [
 
 SERVE = ["starlette>=1.10", "uvicorn>=0.34"]
 
+# Curation. detect-secrets is held, since its patterns are run by another engine.
+STACK = [
+    "ahocorasick_rs>=1.0",
+    "charset-normalizer>=3.4",
+    "detect-secrets>=1.5,<1.6",
+    "enry-python>=0.2,<0.3",
+    "google-re2>=1.1",
+    "identify>=2.6",
+    "license-expression>=30.4",
+    "lxml>=5.3",
+]
+
 EXTRAS_REQUIRE = {
     "serve": SERVE,
+    "stack": STACK,
+    # Beam holds protobuf below 7; later releases of sentencepiece need it.
+    "beam": [*STACK, "apache-beam>=2.77", "sentencepiece<0.2.2"],
+    "bench": [*STACK, "datasketch>=2", "rensa>=0.5", "xxhash>=3.5"],
     "test": [
         *SERVE,
+        *STACK,
         "hypothesis>=6.100",
         "openai>=3",
         "pytest>=8",

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.pop("output") or pathlib.Path(f"{args['task']}.json")
     with one_line_errors("evaluate"):
         from starcoder_jax.evals.evaluation import evaluate
-        from starcoder_jax.evals.progress import Progress
+        from starcoder_jax.progress import Progress
 
         request = Request(output=output, **args)
         try:

@@ -17,7 +17,6 @@ from starcoder_jax.evals.problems import (
     prompts_fingerprint,
     read_rows,
 )
-from starcoder_jax.evals.progress import Progress
 from starcoder_jax.evals.report import write_report
 from starcoder_jax.evals.requests import PERPLEXITY, Request
 from starcoder_jax.evals.samples import Journal, Sample, read_samples
@@ -25,6 +24,7 @@ from starcoder_jax.evals.sandbox import Sandbox, missing_toolchains
 from starcoder_jax.evals.sandbox.inside.languages import LANGUAGES
 from starcoder_jax.evals.scoring import Scored
 from starcoder_jax.evals.tasks import TASKS
+from starcoder_jax.progress import Progress
 
 _LINES = 256  # to fill in, unless told otherwise
 _SLOTS = 8

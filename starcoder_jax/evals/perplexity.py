@@ -9,8 +9,8 @@ from flax import nnx
 
 from starcoder_jax.data.documents import Document
 from starcoder_jax.data.tokenizer import Tokenizer
-from starcoder_jax.evals.progress import Progress
 from starcoder_jax.model.decoder import Decoder
+from starcoder_jax.progress import Progress
 from starcoder_jax.training.windows import Window, WindowLosses, overlapping_windows
 
 # Targets of all windows that are run at once: bounds the memory of activations.

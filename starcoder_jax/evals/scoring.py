@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from starcoder_jax.evals.passk import mean_and_error, pass_at_k
 from starcoder_jax.evals.problems import Problem, Task, fingerprint
-from starcoder_jax.evals.progress import Progress
 from starcoder_jax.evals.samples import Journal, Sample
 from starcoder_jax.evals.sandbox import Outcome, Program, Sandbox
+from starcoder_jax.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 
 from starcoder_jax.evals.evaluation import evaluate
-from starcoder_jax.evals.progress import Progress
 from starcoder_jax.evals.requests import Request
 from starcoder_jax.evals.sandbox import Sandbox, missing_toolchains
+from starcoder_jax.progress import Progress
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 PACK, TRANSLATED = DATA / "humanevalpack", DATA / "multipl-e-humaneval"

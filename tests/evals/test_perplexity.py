@@ -10,7 +10,7 @@ from starcoder_jax.data.fim import FimConfig
 from starcoder_jax.data.store import TokenStore
 from starcoder_jax.evals.corpus import read_corpus
 from starcoder_jax.evals.perplexity import TextLoss, metrics, text_losses
-from starcoder_jax.evals.progress import Progress
+from starcoder_jax.progress import Progress
 from starcoder_jax.training.config import EvaluationConfig
 from starcoder_jax.training.evaluation import Evaluator
 

@@ -6,9 +6,9 @@ import pytest
 from starcoder_jax.evals import scoring
 from starcoder_jax.evals.passk import mean_and_error
 from starcoder_jax.evals.problems import Problem, Task
-from starcoder_jax.evals.progress import Progress
 from starcoder_jax.evals.samples import Journal, Sample
 from starcoder_jax.evals.sandbox import Outcome
+from starcoder_jax.progress import Progress
 
 PROBLEMS = {
     name: Problem(name, "p", "before ", "python", program=lambda code: f"{code} tests")

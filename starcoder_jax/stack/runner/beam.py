@@ -9,7 +9,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from starcoder_jax.evals.progress import Progress
+from starcoder_jax.progress import Progress
 from starcoder_jax.stack.runner.work import Emitting, Mapping, Reducing, StepError, describe
 
 # A message from one machine to another should not be much larger.

@@ -17,7 +17,7 @@ from typing import Protocol, Self
 
 import pyarrow as pa
 
-from starcoder_jax.evals.progress import Progress
+from starcoder_jax.progress import Progress
 from starcoder_jax.stack.runner.lock import at_work
 from starcoder_jax.stack.runner.shards import SPILL
 from starcoder_jax.stack.runner.spill import Gathering, Spill, Spilling

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from starcoder_jax.evals.progress import Progress
+from starcoder_jax.progress import Progress
 from starcoder_jax.stack.runner.keys import combined, key
 from starcoder_jax.stack.runner.local import LocalEngine
 from starcoder_jax.stack.runner.lock import exclusive_run

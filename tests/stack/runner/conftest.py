@@ -1,10 +1,6 @@
 import pytest
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "beam: runs Apache Beam (the extra beam)")
-
-
 def pytest_collection_modifyitems(items):
     """`pytest -m beam` runs what the extra adds."""
     for item in items:

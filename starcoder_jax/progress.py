@@ -1,4 +1,4 @@
-"""Tells on stderr how an evaluation is going."""
+"""Tells on stderr how something long is going."""
 
 import contextlib
 import os

@@ -2,8 +2,8 @@ import io
 
 import pytest
 
-from starcoder_jax.evals import progress as module
-from starcoder_jax.evals.progress import Progress
+from starcoder_jax import progress as module
+from starcoder_jax.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -48,6 +48,9 @@ class FormatConfig:
         languages: of the files that are taken, by name or as names of `LANGUAGE_SETS`; None: all.
         max_language_bytes: by language. Of one that has more a random sample is taken, of at most
             so many bytes; the default is StarCoder2-15B's.
+        max_document_bytes: a repository of more bytes becomes several documents, each of some of
+            its files, or of a single one. A document is held in memory as a whole, and the default
+            is far beyond any context.
         seed: of all random choices.
 
     Raises:
@@ -60,6 +63,7 @@ class FormatConfig:
     max_language_bytes: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: dict(STARCODER2_CAPS)
     )
+    max_document_bytes: int = 2**26
     seed: int = 0
 
     def __post_init__(self):
@@ -80,6 +84,10 @@ class FormatConfig:
                 raise ValueError(
                     f"format.max_language_bytes of {language} is {size}: it must not be negative"
                 )
+        if self.max_document_bytes < 1:
+            raise ValueError(
+                f"format.max_document_bytes is {self.max_document_bytes}: it must be positive"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"format.seed is {self.seed}: it must not be negative")
 
@@ -175,11 +183,15 @@ def _kinds_and_languages(table: pa.Table) -> Iterable[tuple[str, str | None]]:
 
 
 class _Builder:
-    """A document in the making."""
+    """A document in the making.
+
+    Attributes:
+        size: in bytes, so far.
+    """
 
     def __init__(self):
         self._content: list[bytes] = []
-        self._size = 0
+        self.size = 0
         self._marks: list[dict] = []
         self._rows: list[Mapping] = []
         self._files: list[dict] = []
@@ -187,19 +199,19 @@ class _Builder:
     def add(self, token: str | None, text: str = "") -> None:
         """A special token, or None, and text after it."""
         if token is not None:
-            self._marks.append({"offset": self._size, "token": token})
+            self._marks.append({"offset": self.size, "token": token})
         self._append(text.encode("utf-8", "replace"))
 
     def add_row(self, row: Mapping) -> None:
         """The content of a row, with its marks."""
-        start = self._size
+        start = self.size
         self._marks += [{**mark, "offset": start + mark["offset"]} for mark in row["marks"] or ()]
         self._append(row["content"])
         self._rows.append(row)
         span = {name: row[name] for name in ("swhid", "repository", "path", "revision")}
         licenses = _licenses(row)
         span["license"] = " AND ".join(licenses) or None
-        self._files.append({**span, "start": start, "stop": self._size})
+        self._files.append({**span, "start": start, "stop": self.size})
 
     def document(self) -> dict:
         """What was put together, as a row of `DOCUMENT`."""
@@ -218,7 +230,7 @@ class _Builder:
 
     def _append(self, content: bytes) -> None:
         self._content.append(content)
-        self._size += len(content)
+        self.size += len(content)
 
     def _language(self) -> str | None:
         """That of most bytes."""
@@ -247,7 +259,7 @@ def _documents(rows: Sequence[Mapping], config: FormatConfig) -> Iterator[dict]:
             builder.add_row(row)
             yield builder.document()
     for name, files in repositories.items():
-        yield _repository(name, files, rate, config.seed)
+        yield from _repository(name, files, rate, config)
 
 
 def _file(row: Mapping, rate: float, seed: int) -> dict:
@@ -267,15 +279,24 @@ def _file(row: Mapping, rate: float, seed: int) -> dict:
     return builder.document()
 
 
-def _repository(name: str, files: Sequence[Mapping], rate: float, seed: int) -> dict:
-    builder = _Builder()
-    with_metadata = fraction(name, "metadata", seed=seed) < rate
-    if with_metadata:
-        builder.add("<repo_name>", name)
-    for row in sorted(files, key=lambda it: order(name, it["path"] or "", "order", seed=seed)):
+def _repository(
+    name: str, files: Sequence[Mapping], rate: float, config: FormatConfig
+) -> Iterator[dict]:
+    with_metadata = fraction(name, "metadata", seed=config.seed) < rate
+    builder = None
+    for row in sorted(
+        files, key=lambda it: order(name, it["path"] or "", "order", seed=config.seed)
+    ):
+        if builder is not None and builder.size + len(row["content"]) > config.max_document_bytes:
+            yield builder.document()
+            builder = None
+        if builder is None:
+            builder = _Builder()
+            if with_metadata:
+                builder.add("<repo_name>", name)
         builder.add("<file_sep>", f"{row['path'] or ''}\n" if with_metadata else "")
         builder.add_row(row)
-    return builder.document()
+    yield builder.document()
 
 
 def _stars(number: int) -> str:

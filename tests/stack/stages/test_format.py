@@ -279,3 +279,26 @@ def test_bad_values(fields, message):
     with pytest.raises(ValueError, match="format") as error:
         FormatConfig(**fields)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_large_repository_becomes_several_documents(documents, rate):
+    rows = [_file(f"{n}.py", bytes([97 + n]) * 100) for n in range(10)]
+    rows.append(_file("large.py", b"z" * 500))
+    found, _ = documents(rows, metadata_rate=rate, max_document_bytes=300)
+    paths = [file["path"] for document in found for file in document["files"]]
+    (whole,), _ = documents(rows, metadata_rate=rate)
+    assert paths == [file["path"] for file in whole["files"]]
+    for document in found:
+        assert len(document["content"]) <= 300 or len(document["files"]) == 1
+        start = "<repo_name>owner/name<file_sep>" if rate else "<file_sep>"
+        assert _inline(document).startswith(start)
+        for file in document["files"]:
+            part = document["content"][file["start"] : file["stop"]]
+            assert part in {row["content"] for row in rows if row["path"] == file["path"]}
+    assert len(found) >= 5
+
+
+def test_a_document_has_some_size():
+    with pytest.raises(ValueError, match=r"format\.max_document_bytes is 0: it must be positive"):
+        FormatConfig(max_document_bytes=0)

@@ -13,8 +13,9 @@ from starcoder_jax.stack.stages.filter.rules import Row, reason_to_drop
 def steps(config: FilterConfig, source: str) -> list[Step]:
     """One `Map`, "filter", that drops rows of `RECORD`s by the rules of `rules.reason_to_drop`.
 
-    Among the reasons: "non-permissive license", "generated", "too many lines", "long data file",
-    "long lines", "few letters", "encoded data", "little visible text", "plain text".
+    Among the reasons: "non-permissive license", "unknown language", "generated", "too many lines",
+    "long data file", "long lines", "few letters", "encoded data", "little visible text", "plain
+    text".
 
     Args:
         config: The thresholds.

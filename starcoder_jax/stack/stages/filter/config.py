@@ -27,6 +27,7 @@ class FilterConfig:
     Attributes:
         license_types: Those to keep. A row without one has "no_license".
         min_stars: Fewest stars of a file's repository, unknown ones being none. SantaCoder tried 5.
+        unknown_languages: Whether files stay whose language is not known. The Stack has none.
         vendored: Whether files that Linguist takes for copies of other projects stay.
         generated: Whether files that Linguist takes for generated stay (lock files, minified
             JavaScript, protocol buffers, parsers, ...).
@@ -63,6 +64,7 @@ class FilterConfig:
 
     license_types: tuple[str, ...] | None = ("permissive", "no_license")
     min_stars: int | None = None
+    unknown_languages: bool = False
     vendored: bool = True
     generated: bool = False
     generated_markers: tuple[str, ...] = (

@@ -64,6 +64,10 @@ def _stars(config: FilterConfig, row: Row) -> str | None:
     return "few stars" if config.min_stars is not None and row.stars < config.min_stars else None
 
 
+def _unknown(config: FilterConfig, row: Row) -> str | None:
+    return None if config.unknown_languages or row.language else "unknown language"
+
+
 def _empty(config: FilterConfig, row: Row) -> str | None:
     return "empty" if not row.content or row.content.isspace() else None
 
@@ -197,10 +201,10 @@ def _tokenizer(path: str) -> Tokenizer:
     return load_tokenizer(path)
 
 
-# Cheap ones first; none but the first three may see an empty content.
+# Cheap ones first; none but those before `_plain_text` may see an empty content.
 _FILE_RULES: tuple[Rule, ...] = (
-    *(_license, _stars, _empty, _plain_text, _vendored, _generated, _xml, _lines, _line_lengths),
-    *(_data_size, _letters, _encoded, _html, _comments, _tokens),
+    *(_license, _stars, _empty, _unknown, _plain_text, _vendored, _generated, _xml, _lines),
+    *(_line_lengths, _data_size, _letters, _encoded, _html, _comments, _tokens),
 )
 # Code beside prose: an output or a paragraph is one long line.
 _CODE_RULES: tuple[Rule, ...] = (_license, _empty, _lines, _line_lengths, _letters, _encoded)

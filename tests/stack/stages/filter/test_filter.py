@@ -341,3 +341,10 @@ def test_bad_options_are_named(fields, message):
     with pytest.raises(ValueError, match=message) as error:
         FilterConfig(**fields)
     assert "\n" not in str(error.value)
+
+
+def test_files_of_no_known_language_are_left_out(reason):
+    unknown = file(CODE, language=None, path="NEWS")
+    assert reason(unknown) == "unknown language"
+    assert reason(unknown, unknown_languages=True) is None
+    assert reason(unknown | {"kind": "issue"}) is None

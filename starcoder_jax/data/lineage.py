@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from grain.experimental import index_shuffle
 
-from starcoder_jax.data.loader import Interleaving, shuffle_seed
+from starcoder_jax.data.loader import Interleaving, num_windows, shuffle_seed
 from starcoder_jax.data.store import TokenSplit, TokenStore
 
 # Of the permutation that Grain shuffles with: a Feistel network on blocks of an even number of
@@ -63,7 +63,7 @@ def steps_that_saw(
         windows = _union([window for some in ranges.values() for window in some])
         places, positions = _seen(
             windows,
-            num_windows=(tokens.num_tokens - 1) // sequence_length,
+            epoch_length=num_windows(tokens.num_tokens, sequence_length),
             seed=shuffle_seed(task, seed),
             length=interleaving.count(dataset, steps * batch_size),
         )
@@ -81,10 +81,10 @@ def steps_that_saw(
 def _windows(tokens: TokenSplit, number: int, sequence_length: int) -> tuple[int, int]:
     """Windows [start, stop) that hold a token of a document."""
     start, stop = tokens.document_range(number)
-    num_windows = (tokens.num_tokens - 1) // sequence_length
+    count = num_windows(tokens.num_tokens, sequence_length)
     # A window has one token more than it trains on, which is also the next one's first.
     first = max(0, -((sequence_length - start) // sequence_length))
-    return min(first, num_windows), min((stop - 1) // sequence_length + 1, num_windows)
+    return min(first, count), min((stop - 1) // sequence_length + 1, count)
 
 
 def _union(ranges: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -94,13 +94,13 @@ def _union(ranges: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _seen(
-    windows: np.ndarray, *, num_windows: int, seed: int, length: int
+    windows: np.ndarray, *, epoch_length: int, seed: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """When a run comes to windows of a task.
 
     Args:
         windows: int64 [n].
-        num_windows: Of the task.
+        epoch_length: Windows of the task in an epoch.
         seed: That shuffles the first epoch.
         length: How many windows of the task the run goes through, over all epochs.
 
@@ -110,11 +110,11 @@ def _seen(
     """
     found_windows, found_positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     # Without windows there may be no epochs either: a split can be shorter than a window.
-    epochs = -(-length // num_windows) if len(windows) else 0
+    epochs = -(-length // epoch_length) if len(windows) else 0
     for epoch in range(epochs):
-        which, positions = shuffled_positions(windows, num_windows, (seed + epoch) % 2**32)
+        which, positions = shuffled_positions(windows, epoch_length, (seed + epoch) % 2**32)
         found_windows.append(which)
-        found_positions.append(positions + epoch * num_windows)
+        found_positions.append(positions + epoch * epoch_length)
     which, positions = np.concatenate(found_windows), np.concatenate(found_positions)
     order = np.argsort(which, kind="stable")
     which, positions = which[order], positions[order]
@@ -126,8 +126,8 @@ def shuffled_positions(values: np.ndarray, length: int, seed: int) -> tuple[np.n
 
     The permutation is inverted, and each answer checked with Grain's own function: so it is exact.
     All positions are tried, at a microsecond or two each, where the check fails (another version of
-    Grain may shuffle otherwise), where there are few, and for lengths of 4**k + 1 from 65,537 on:
-    there Grain's order has one number twice, and the last one never.
+    Grain may shuffle otherwise), where there are few, and for the lengths that `num_windows`
+    avoids, whose order has one number twice, and the last one never.
 
     Args:
         values: Numbers below `length`, int64 [n].

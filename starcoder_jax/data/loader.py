@@ -215,6 +215,18 @@ def _shuffled_windows(task: str, num_windows: int, seed: int) -> grain.MapDatase
     )
 
 
+def num_windows(num_tokens: int, sequence_length: int) -> int:
+    """How many windows of a split an epoch goes through.
+
+    Of 4**k + 1 windows, from 65,537 on, it is one less: Grain's shuffle of so many visits one twice
+    and the last never (released versions up to 0.2.18).
+    """
+    count = (num_tokens - 1) // sequence_length
+    power = count - 1
+    is_power_of_four = power.bit_count() == 1 and power.bit_length() % 2 == 1
+    return power if power >= 2**16 and is_power_of_four else count
+
+
 def shuffle_seed(task: str, seed: int) -> int:
     """The seed, of 32 bits, that shuffles a task's windows in the first epoch of a run.
 
@@ -233,7 +245,7 @@ class _Reader:
         self._sequence_length = sequence_length
 
     def num_windows(self, task: str) -> int:
-        return (self._splits[task].num_tokens - 1) // self._sequence_length
+        return num_windows(self._splits[task].num_tokens, self._sequence_length)
 
     def __call__(self, window: _Window) -> np.ndarray:
         return self._splits[window.task].tokens(*self._range(window))

@@ -119,6 +119,7 @@ class ComponentWriter:
         self._target = pathlib.Path(directory) / DATASET / component.name / VERSION
         self._component = component
         self._features = _features()
+        self._serializer = _serializer(self._features)
         self._writer = None
         self._lengths: list[int] = []  # documents of each file
         self._size = 0  # of the text in the last one
@@ -147,8 +148,9 @@ class ComponentWriter:
             self._writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
             self._lengths.append(0)
             self._size = 0
-        example = self._features.encode_example(_example(document))
-        record = self._features.serialize_example(example)
+        example = self._serializer.get_tf_example(self._features.encode_example(_example(document)))
+        # A map's entries else come in another order in every process.
+        record = example.SerializeToString(deterministic=True)
         self._writer.write(record)
         self._lengths[-1] += 1
         self._size += len(document["content"])
@@ -236,6 +238,12 @@ def _features():
             ),
         }
     )
+
+
+def _serializer(features):
+    from tensorflow_datasets.core import example_serializer
+
+    return example_serializer.ExampleSerializer(features.get_serialized_info())
 
 
 def _example(document: Mapping) -> dict:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from starcoder_jax.data.fim import FillInTheMiddle, FimConfig
-from starcoder_jax.data.loader import Loader, fingerprint, format_fingerprint
+from starcoder_jax.data.loader import Loader, fingerprint, format_fingerprint, num_windows
 from starcoder_jax.data.store import StoreWriter, TokenStore
 from starcoder_jax.data.tokenizer_training import train_tokenizer
 
@@ -329,3 +329,14 @@ def test_bad_steps_and_rows(store):
     for row in (-1, 8):
         with pytest.raises(ValueError, match=f"row {row}"):
             loader.trace(0, row)
+
+
+@pytest.mark.parametrize("count", [65_535, 65_536, 65_537, 65_538])
+def test_an_epoch_has_every_window_once_however_many_there_are(count):
+    windows = num_windows(count * 8 + 1, 8)
+    assert windows == (65_536 if count == 65_537 else count)
+    shuffled = grain.MapDataset.range(windows).shuffle(seed=3)
+    assert len({shuffled[position] for position in range(windows)}) == windows
+    assert [num_windows(n + 1, 1) for n in (1, 2, 5, 1025, 262_144, 262_145, 2**17 + 1)] == [
+        *(1, 2, 5, 1025, 262_144, 262_144, 2**17 + 1)
+    ]

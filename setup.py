@@ -22,6 +22,7 @@ INSTALL_REQUIRES = [
     "pyarrow>=18",
     "rich>=13",
     "safetensors>=0.5",
+    "scipy>=1.11",
     "sentencepiece>=0.2",
     "seqio>=0.0.20",
     "tensorboardX>=2.6.2",

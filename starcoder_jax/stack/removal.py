@@ -77,10 +77,12 @@ def verify_removed(
         ledger.
 
     Raises:
-        ValueError: a store or corpus is none, or the step "publish" has not run.
+        ValueError: a folder, store or corpus is none, or the step "publish" has not run.
     """
     finder = _Finder(Matcher(entries))
     files, root = open_folder(folder)
+    if files.get_file_info(root).type != pyarrow.fs.FileType.Directory:
+        raise ValueError(f"there is no folder {folder}: give that of a pipeline that has run")
     for entry in files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True)):
         if entry.is_file:
             step = entry.path[len(root) :].strip("/").partition("/")[0]

@@ -1,10 +1,35 @@
-"""Runs steps in memory, as the plainest of runners would."""
+"""Runs steps in memory, as the plainest of runners would, and a small corpus by the command."""
 
+import pathlib
+
+import corpus_fixture
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from starcoder_jax.stack.runner.steps import Map
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> pathlib.Path:
+    return corpus_fixture.finished(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> pathlib.Path:
+    return corpus_fixture.prepared(tmp_path_factory)
+
+
+@pytest.fixture
+def beam():
+    return pytest.importorskip("apache_beam", reason="Apache Beam is not installed (extra beam)")
+
+
+def pytest_collection_modifyitems(items):
+    """`pytest -m beam` runs what the extra adds."""
+    for item in items:
+        if "beam" in item.fixturenames:
+            item.add_marker("beam")
 
 
 @pytest.fixture

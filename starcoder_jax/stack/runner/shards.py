@@ -199,7 +199,7 @@ class Store:
         for entry in files.get_file_info(pyarrow.fs.FileSelector(folder)):
             if entry.base_name == SPILL:
                 files.delete_dir(entry.path)
-            elif entry.base_name.startswith(_SHARD) and entry.path not in wanted:
+            elif entry.base_name.startswith((_SHARD, f"{_STEP}.")) and entry.path not in wanted:
                 files.delete_file(entry.path)
         entries = [dataclasses.asdict(shard) for shard in shards]
         self._write_json(posixpath.join(folder, _STEP), {"shards": entries})

@@ -87,6 +87,8 @@ def write(
         before = {}
     changed = [entry for entry in entries if before.get(entry.name) != entry]
     if changed:
+        # Until all is written, it does not say what there is.
+        (directory / published.MANIFEST).unlink(missing_ok=True)
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
             list(

@@ -1,18 +1,6 @@
 import pytest
 
 
-def pytest_collection_modifyitems(items):
-    """`pytest -m beam` runs what the extra adds."""
-    for item in items:
-        if "beam" in item.fixturenames:
-            item.add_marker("beam")
-
-
-@pytest.fixture
-def beam():
-    return pytest.importorskip("apache_beam", reason="Apache Beam is not installed (extra beam)")
-
-
 @pytest.fixture
 def log(tmp_path, monkeypatch):
     """Where the functions of the small pipeline note that they were called."""

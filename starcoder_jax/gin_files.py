@@ -79,10 +79,18 @@ def load(
         gin.clear_config()
 
 
-def recipe_text(recipe: Any, header: str = "") -> str:
-    """The complete recipe as a gin file, every field on a line of its own; reads back equal."""
+def recipe_text(recipe: Any, header: str = "", without: Sequence[str] = ()) -> str:
+    """The complete recipe as a gin file, every field on a line of its own; reads back equal.
+
+    Args:
+        recipe: of a kind that `load` makes.
+        header: comment to begin with.
+        without: sections to leave out.
+    """
     lines = [f"# {line}" for line in header.splitlines()]
     for section, fields in dataclasses.asdict(recipe).items():
+        if section in without:
+            continue
         lines += ["", *(f"{section}.{name} = {value!r}" for name, value in fields.items())]
     return "\n".join(lines).lstrip("\n") + "\n"
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from starcoder_jax.evals.scoring import Scored
-from starcoder_jax.training.metrics import replace_file
+from starcoder_jax.files import replace_file
 
 if TYPE_CHECKING:
     from starcoder_jax.model.config import DecoderConfig

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from starcoder_jax.evals.scoring import Scored
-from starcoder_jax.training.metrics import replace_file
-from starcoder_jax.training.report import STYLE
+from starcoder_jax.files import replace_file
+from starcoder_jax.pages import STYLE
 
 # Failures of a kind that are shown in full.
 _SHOWN = 50

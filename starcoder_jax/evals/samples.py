@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from starcoder_jax.evals.problems import Problem, read_json
-from starcoder_jax.training.metrics import replace_file
+from starcoder_jax.files import replace_file
 
 
 @dataclasses.dataclass(frozen=True)

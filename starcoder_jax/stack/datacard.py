@@ -5,7 +5,8 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from starcoder_jax.training.metrics import format_number, replace_file
+from starcoder_jax.files import replace_file
+from starcoder_jax.pages import format_number
 
 CARD = "README.md"
 

@@ -89,7 +89,7 @@ def report(recipe: StackRecipe, folder: str, names: list[str]) -> None:
     books = accounting.account(
         Store(str(pathlib.Path(folder).absolute())),
         names,
-        configuration=recipe_text(recipe),
+        configuration=recipe_text(recipe, without=("runner",)),
         opted_out=optout.read_ledgers(recipe.optout.ledgers),
     )
     title = pathlib.Path(folder).absolute().name

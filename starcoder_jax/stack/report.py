@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from starcoder_jax.training.metrics import format_number, replace_file
-from starcoder_jax.training.report import STYLE
+from starcoder_jax.files import replace_file
+from starcoder_jax.pages import STYLE, format_number
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"

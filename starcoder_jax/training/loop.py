@@ -12,6 +12,7 @@ import numpy as np
 
 from starcoder_jax.data.loader import Loader
 from starcoder_jax.data.store import TokenStore
+from starcoder_jax.files import replace_file
 from starcoder_jax.gin_files import recipe_text
 from starcoder_jax.parallel.sharding import batch_ways
 from starcoder_jax.recipes import Recipe, changed_fields, load_recipe
@@ -20,7 +21,6 @@ from starcoder_jax.training.evaluation import Evaluation, Evaluator
 from starcoder_jax.training.goodput import Cause, Clock, note_opening
 from starcoder_jax.training.hosts import any_process, global_fingerprint, row_share, to_mesh
 from starcoder_jax.training.initial import check_vocabulary, open_initial_checkpoint
-from starcoder_jax.training.metrics import replace_file
 from starcoder_jax.training.optimizer import learning_rate
 from starcoder_jax.training.parameters import place
 from starcoder_jax.training.profiling import Events

@@ -6,9 +6,11 @@ import math
 import numbers
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Mapping
+
+from starcoder_jax.files import replace_file, write_error
+from starcoder_jax.pages import format_number
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIRECTORY = "tensorboard"
@@ -87,7 +89,7 @@ class MetricsWriter:
             self._events.write_event(Event(wall_time=time.time(), **fields))
             self._events.flush()
         except OSError as error:
-            raise _write_error(error, self._tensorboard_path) from error
+            raise write_error(error, self._tensorboard_path) from error
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float | str]]:
@@ -130,65 +132,7 @@ def append_line(file: int, path: pathlib.Path, line: bytes) -> None:
         os.fsync(file)
     except OSError as error:
         os.ftruncate(file, size)
-        raise _write_error(error, path) from error
-
-
-def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Puts `content` at `path` in one move: a reader sees the old file or the new one, whole.
-
-    Raises:
-      OSError: naming `path`, which is then as it was.
-    """
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
-                # A temporary file is private to its owner; a run's files are for its team.
-                os.fchmod(file.fileno(), path.stat().st_mode if path.exists() else 0o644)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise _write_error(error, path) from error
-
-
-def format_number(value: float, digits: int = 4) -> str:
-    """A number for people: 5.123, 12.35k, 1.2G, 3e-4, NaN.
-
-    Args:
-      value: any float.
-      digits: significant digits, at least 3.
-    """
-    if not math.isfinite(value):
-        return str(_to_json(float(value)))
-    # Rounded first, so that 999.96 at four digits is 1k and not 1000.
-    value = float(f"{value:.{digits}g}")
-    exponent = math.floor(math.log10(abs(value))) if value else 0
-    if -3 <= exponent < 3:
-        return f"{value:.{digits}g}"
-    if 3 <= exponent < 15:
-        thousands = exponent // 3
-        return f"{value / 1000**thousands:.{digits}g}{'kMGT'[thousands - 1]}"
-    return f"{value / 10.0**exponent:.{digits}g}e{exponent}"
-
-
-def format_duration(seconds: float) -> str:
-    """Two units at most: 45 s, 3 min, 2 h 5 min, 3 d 4 h."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"
+        raise write_error(error, path) from error
 
 
 def _complete_lines(path: pathlib.Path) -> list[tuple[bytes, dict]]:
@@ -222,11 +166,4 @@ def _plain(name: str, value: object) -> int | float | str:
 def _to_json(value: float | str) -> float | str:
     if isinstance(value, str) or math.isfinite(value):
         return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _write_error(error: OSError, path: pathlib.Path) -> OSError:
-    """The same error with the file's name, which `os.write` and buffered files leave out."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "; make room there and run again" if full else ""
-    return OSError(error.errno, f"{error.strerror}{remedy}", str(path))
+    return format_number(value)

@@ -10,7 +10,7 @@ import rich.console
 import rich.progress
 import rich.text
 
-from starcoder_jax.training.metrics import format_duration, format_number
+from starcoder_jax.pages import format_duration, format_number
 
 # Logged steps whose pace the time left is estimated from.
 _RECENT = 16

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from starcoder_jax.training.metrics import format_duration, format_number
+from starcoder_jax.pages import format_duration, format_number
 
 # The SVG's view box, which the page scales to the width at hand, and the plot's edges in it.
 _WIDTH, _HEIGHT = 480, 220

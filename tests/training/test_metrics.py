@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from starcoder_jax.training.metrics import (
-    MetricsWriter,
-    format_number,
-    read_metrics,
-    replace_file,
-)
+from starcoder_jax.files import replace_file
+from starcoder_jax.pages import format_number
+from starcoder_jax.training.metrics import MetricsWriter, read_metrics
 
 
 def record_steps(workdir, resume_step, steps):

@@ -270,6 +270,7 @@ def test_lines_of_a_corpus_are_filled_in(trained, micro_folder):
     result = run(*arguments, "--task=fim", "--max_tokens=24")
     assert result["problems"] == 12 and 0 <= result["metrics"]["exact_match"] <= 1
     assert result["scoring"] == {"rule": "equal but for white space around it"}
+    assert result["source"]["order"] == "psm"
     other = run(*arguments, "--task=fim-left-to-right", "--max_tokens=24", output="l.json")
     names = [sample["task_id"] for sample in result["samples"]]
     assert sorted(names) == sorted(sample["task_id"] for sample in other["samples"])

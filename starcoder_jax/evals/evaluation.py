@@ -221,8 +221,8 @@ def _generated(
             for line in journal.lines
             if (line["task_id"], line["sample"]) in wanted
         ]
-    order = {name: number for number, name in enumerate(problems)}
-    samples.sort(key=lambda sample: (order[sample.task_id], sample.index))
+    place = {name: number for number, name in enumerate(problems)}
+    samples.sort(key=lambda sample: (place[sample.task_id], sample.index))
     cut = len({s.task_id for s in samples if "prompt_tokens_dropped" in s.about})
     if cut:
         progress.message(

@@ -51,6 +51,7 @@ EXTRAS_REQUIRE = {
     # Beam holds protobuf below 7; later releases of sentencepiece need it.
     "beam": [*STACK, "apache-beam>=2.77", "sentencepiece<0.2.2"],
     "bench": [*STACK, "datasketch>=2", "rensa>=0.5", "xxhash>=3.5"],
+    "notebooks": ["ipykernel>=7.4", "nbclient>=0.11"],
     "docs": ["furo>=2025.12", "myst-parser>=5", "sphinx>=8.2"],
     "test": [
         *SERVE,

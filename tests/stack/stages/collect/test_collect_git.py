@@ -319,10 +319,17 @@ def test_a_content_that_is_not_what_its_id_says_is_dropped(repository, collect, 
     assert reasons(drops)["a.py"] == "wrong content"
 
 
-def test_git_has_so_much_memory(repository, collect, monkeypatch):
-    monkeypatch.setattr(git_objects, "_MEMORY_BYTES", 1)
-    rows, (drop,) = collect(f"git:{repository}")
-    assert rows == [] and drop["reason"] == "damaged repository"
+def test_git_has_so_much_memory(repository, collect, write, monkeypatch):
+    """What a delta applies to has to be held as a whole."""
+    write(repository, {"large.txt": b"a" * 2**25, "larger.txt": b"a" * 2**25 + b"b"})
+    _commit(repository)
+    _git(repository, "repack", "-adq")
+    rows, drops = collect(f"git:{repository}", max_file_bytes=2**26)
+    assert {"large.txt", "larger.txt"} < set(_paths(rows))
+    monkeypatch.setattr(git_objects, "_MEMORY_BYTES", 2**24)
+    rows, drops = collect(f"git:{repository}", max_file_bytes=2**26)
+    assert not {"large.txt", "larger.txt"} < set(_paths(rows))
+    assert "damaged repository" in {drop["reason"] for drop in drops}
 
 
 def test_many_files_in_a_folder(repository, collect, write):

@@ -20,7 +20,7 @@ from starcoder_jax.training.step import graph_definition
 
 torch = pytest.importorskip("torch")
 
-EXAMPLES = 40  # of each architecture; 1.5 to 2 seconds each, nearly all of it compilation
+EXAMPLES = 20  # of each architecture; 1.5 to 2 seconds each, nearly all of it compilation
 BACKENDS = ("reference", "xla")  # of attention: those that run anywhere, at any length
 TOLERANCE = 1e-4  # of the largest absolute value in the tensor that is compared
 

@@ -51,14 +51,7 @@ class BeamEngine:
         tasks: Sequence[tuple[int, str]],
         progress: Progress,
     ) -> None:
-        """Makes shards.
-
-        Args:
-            work: what to do with the partitions.
-            sources: pairs of what to emit from, all of them, and its key.
-            tasks: pairs of partition and key.
-            progress: where to say how it goes.
-        """
+        """Makes shards, of the same arguments as `LocalEngine.shuffle`."""
         step = work.step
         emitting = Emitting(step, work.store, len(sources), self._memory_bytes)
         numbered = [(number, source) for number, (source, _) in enumerate(sources)]

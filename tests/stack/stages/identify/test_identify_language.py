@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -102,7 +103,6 @@ def linguist():
     file = DATA / "linguist" / "languages.yml"
     if not file.exists():
         pytest.skip(f"Linguist's table is not at {file}")
-    yaml = pytest.importorskip("yaml")
     return yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 

@@ -186,6 +186,17 @@ def run_step(step, tables: dict) -> list:
     return [step.reduce(pa.concat_tables(part)).table for part in parts]
 
 
+def looked_up(index, sketches: Iterable, count: int, found: list[tuple[int, int]]) -> int:
+    """Looks each sketch up among those before it; returns how many are removed."""
+    groups = Groups(count)
+    for number, sketch in enumerate(sketches):
+        for other in index.query(sketch):
+            groups.join(number, other)
+            found.append((other, number))
+        index.insert(number, sketch)
+    return groups.removed()
+
+
 def datasketch(paths: Sequence[str], contents: Sequence[bytes]) -> Side:
     from datasketch import MinHash, MinHashLSH
     from xxhash import xxh32_intdigest
@@ -195,15 +206,13 @@ def datasketch(paths: Sequence[str], contents: Sequence[bytes]) -> Side:
     def run() -> int:
         empty = MinHash(num_perm=NUM_HASHES, hashfunc=xxh32_intdigest)
         index = MinHashLSH(num_perm=NUM_HASHES, params=(BANDS, ROWS))
-        groups = Groups(len(contents))
-        for number, content in enumerate(contents):
+
+        def sketch(content: bytes):
             sketch = empty.copy()
             sketch.update_batch(shingles(content))
-            for other in index.query(sketch):
-                groups.join(number, other)
-                found.append((other, number))
-            index.insert(number, sketch)
-        return groups.removed()
+            return sketch
+
+        return looked_up(index, map(sketch, contents), len(contents), found)
 
     return run, lambda: (found, ())
 
@@ -215,15 +224,13 @@ def rensa(paths: Sequence[str], contents: Sequence[bytes]) -> Side:
 
     def run() -> int:
         index = RMinHashLSH(THRESHOLD, BANDS * ROWS, BANDS)
-        groups = Groups(len(contents))
-        for number, content in enumerate(contents):
+
+        def sketch(content: bytes):
             sketch = RMinHash(BANDS * ROWS, 42)
             sketch.update(list(shingles(content)))
-            for other in index.query(sketch):
-                groups.join(number, other)
-                found.append((other, number))
-            index.insert(number, sketch)
-        return groups.removed()
+            return sketch
+
+        return looked_up(index, map(sketch, contents), len(contents), found)
 
     return run, lambda: (found, ())
 

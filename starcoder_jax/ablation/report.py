@@ -8,7 +8,7 @@ from html import escape
 from starcoder_jax.ablation.charts import curves_chart, intervals_chart
 from starcoder_jax.ablation.results import DONE, mean_text, reason_text
 from starcoder_jax.files import replace_file
-from starcoder_jax.pages import STYLE, format_number
+from starcoder_jax.pages import STYLE, format_number, table
 
 REPORT_FILE = "ablation.html"
 
@@ -159,11 +159,4 @@ def _section(heading: str, body: str) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>" for values in rows
-    )
-    return (
-        f'<div class="table card"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return table(map(escape, heads), (map(escape, row) for row in rows))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from starcoder_jax.files import replace_file
-from starcoder_jax.pages import STYLE, format_number
+from starcoder_jax.pages import STYLE, format_number, table
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -215,14 +215,7 @@ def _pre(text: str) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{_text(value)}</td>' for value in values)}</tr>" for values in rows
-    )
-    return (
-        f'<div class="table card"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return table(heads, (map(_text, row) for row in rows))
 
 
 def _text(name: str) -> str:

@@ -160,6 +160,7 @@ def count_much(table):
     return Output(table)
 
 
+# Linux alone records it per program; what is promised does not depend on the system.
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux says so in /proc")
 def test_memory_of_a_shuffle_is_bounded(tmp_path):
     step = Shuffle("much", (), emit_much, _BLOBS, count_much, 2, (Files("a/b", 0),))

@@ -38,6 +38,8 @@ _FREE_BYTES = 2**26
 # Some 100 bytes an entry, of which Python then takes ten times as much.
 _MAX_DIRECTORY_BYTES = 2**25
 _ENCRYPTED = 1
+# What `zipfile` raises for a damaged archive; of the second line, the first is for methods of
+# compression that it does not know, the second for entries that ask for a password.
 _ZIP_ERRORS = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
     *(NotImplementedError, RuntimeError, ValueError),

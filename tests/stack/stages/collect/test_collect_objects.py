@@ -159,6 +159,7 @@ def test_large_objects_and_damaged_files_are_dropped(tmp_path, collect):
         assert "damaged table" in {drop["reason"] for drop in drops}
 
 
+# Other people's data is not committed; the tests above have payloads of our own.
 @pytest.mark.skipif(not _DATA.is_dir(), reason="the benchmarks' data is not beside the repository")
 def test_published_payloads_and_notebooks_are_read_without_drops(collect):
     rows, drops = collect(f"events:{_DATA}/github-events/*.json")

@@ -225,7 +225,7 @@ def test_vendored_files_stay_unless_asked(reason):
         ("dev/Requirements-test.txt", None),
         ("README", None),
         ("a/ReadMe.txt", None),
-        ("TODO.txt", None),
+        ("TODO.txt", None),  # one of the names that StarCoder2 keeps
         ("CMakeLists.txt", None),
         ("story.txt", "plain text"),
         ("readme.old.txt", "plain text"),

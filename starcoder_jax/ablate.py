@@ -95,7 +95,7 @@ def _perform(grid: "Grid", workdir: pathlib.Path, index: int | None) -> None:
                     progress.message(f"{run.name} is not run: {reason}")
                     continue
                 progress.message(f"run {number} of {len(runs)}: {run.name}")
-                perform(run, grid.config, workdir, progress.message, advance)
+                perform(run, grid, workdir, progress.message, advance)
                 _report(grid, workdir)
     print(results_table(_report(grid, workdir)))
     print(f"see {workdir / REPORT_FILE}")

@@ -36,10 +36,12 @@ class AblationConfig:
         equal: "tokens": all arms train on as many tokens as the first, `train.total_steps` of it;
             "flops": on as many floating-point operations, by the rule of `model.flops`. For both,
             what both need is run once.
+        curation: Recipes of `stack`. Where there are any, arms train on what they curate, and
+            `overrides` and `arms` may change the curation as well, "dedup.threshold=0.85".
         evaluations: Name of an evaluation of final checkpoints to its settings: `task` and flags of
-            `starcoder_jax.evaluate`, where without `data` the tasks fim and perplexity take what
-            the run's token store holds out; or the task decoding, with `sequences` at once (8),
-            `prompt_tokens` (128) and `new_tokens` (128) each.
+            `starcoder_jax.evaluate`, where without `data` the tasks fim and perplexity take, for
+            all arms, what the first arm's token store holds out; or the task decoding, with
+            `sequences` at once (8), `prompt_tokens` (128) and `new_tokens` (128) each.
         confidence: Of the intervals.
         give_up: An arm whose held-out bits per byte exceed the first arm's of the same seed by
             this share, or that diverges, gets no further seed. None: all are run.
@@ -53,6 +55,7 @@ class AblationConfig:
     overrides: Sequence[str] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     equal: tuple[str, ...] = ("tokens",)
+    curation: Sequence[str] = ()
     evaluations: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
     confidence: float = 0.95
     give_up: float | None = None

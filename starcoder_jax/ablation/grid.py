@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from starcoder_jax import gin_files
 from starcoder_jax.ablation.config import AblationConfig, AblationRecipe
@@ -12,8 +13,12 @@ from starcoder_jax.model.flops import training_flops
 from starcoder_jax.recipes import Recipe, load_recipe
 from starcoder_jax.training.optimizer import learning_rate
 
+if TYPE_CHECKING:
+    from starcoder_jax.ablation.corpora import Corpus
+
 _SECTION = "ablation."
 _SEED, _STEPS, _STORE = "train.seed", "train.total_steps", "data.directory"
+_SOURCES, _HELD_OUT = "data.sources", "data.heldout_fraction"
 # Which texts a token store holds, and which of them are held out.
 _TEXTS = ("sources", "extensions", "max_source_bytes", "heldout_fraction")
 
@@ -26,11 +31,13 @@ class Run:
         arm: name of the arm.
         recipe: all of it.
         arguments: those of `train`, but for the working directory.
+        corpus: that is curated for it; None if its texts are there.
     """
 
     arm: str
     recipe: Recipe
     arguments: tuple[str, ...]
+    corpus: "Corpus | None"
 
     @property
     def seed(self) -> int:
@@ -80,7 +87,12 @@ class Grid:
     @property
     def first_arm(self) -> str:
         """The arm that the others are compared with."""
-        return next(iter(self.config.arms))
+        return self.first_run.arm
+
+    @property
+    def first_run(self) -> Run:
+        """Of the first arm; what its token store holds out, evaluations measure all arms on."""
+        return self.runs[0]
 
     def caveats(self) -> list[str]:
         """What a reader of a comparison must know of the arms."""
@@ -94,8 +106,8 @@ class Grid:
             )
         if _differ([_texts(recipe) for recipe in recipes]):
             found.append(
-                "The arms read different texts, and hold out different ones: compare an evaluation "
-                "that names its data."
+                "The arms read different texts, and eval/... is measured on what each holds out: "
+                f"compare an evaluation, which is of what {self.first_arm} holds out."
             )
         if _differ([recipe.train.sequence_length for recipe in recipes]):
             found.append(
@@ -112,8 +124,8 @@ def make_grid(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.P
         files: gin files of the section `ablation`.
         overrides: "ablation.field=value"; any other is of all arms, after `ablation.overrides` and
             before what an arm changes.
-        workdir: of the ablation: token stores that no recipe places go there, one for all arms
-            whose data are the same.
+        workdir: of the ablation: corpora go there, and token stores that no recipe places, one for
+            all arms whose data are the same.
 
     Raises:
         ValueError: something is wrong with the ablation or with the recipe of an arm; one line.
@@ -122,28 +134,48 @@ def make_grid(files: Sequence[str], overrides: Sequence[str], workdir: pathlib.P
     shared = [override for override in overrides if not override.startswith(_SECTION)]
     config = gin_files.load(AblationRecipe, files, own).ablation
     _check_overrides(config, shared)
-    common = [*config.overrides, *shared]
-    recipes = {
-        arm: _load(arm, config.base, [*common, *changes]) for arm, changes in config.arms.items()
-    }
+    changes, corpora = _changes(config, shared, workdir)
+    recipes = {arm: _load(arm, config.base, changes[arm]) for arm in config.arms}
     stores = _stores(recipes, workdir)
     _check_recipes(recipes)
     steps = {equal: _equal_steps(recipes, equal) for equal in config.equal}
     runs: dict[str, Run] = {}
     for seed in config.seeds:
         for equal in config.equal:
-            for arm, changes in config.arms.items():
+            for arm in config.arms:
                 decided = [f"{_SEED}={seed}", f"{_STEPS}={steps[equal][arm]}"]
-                decided += [f"{_STORE}={stores[arm]}"]
-                all_changes = [*common, *changes, *decided]
+                all_changes = [*changes[arm], *decided, f"{_STORE}={stores[arm]}"]
                 recipe = _load(arm, config.base, all_changes)
-                run = Run(arm, recipe, _arguments(config.base, all_changes))
+                arguments = _arguments(config.base, all_changes)
+                run = Run(arm, recipe, arguments, corpora.get(arm))
                 try:
                     learning_rate(recipe.optimizer, run.steps)
                 except ValueError as error:
                     raise ValueError(f"arm {arm!r} at equal {equal}: {error}") from error
                 runs[run.name] = run
     return Grid(config, tuple(runs.values()), steps)
+
+
+def _changes(
+    config: AblationConfig, shared: Sequence[str], workdir: pathlib.Path
+) -> tuple[dict[str, list[str]], dict[str, "Corpus"]]:
+    """All changes of each arm's recipe, and the corpus that it trains on."""
+    changes = {arm: [*config.overrides, *shared, *own] for arm, own in config.arms.items()}
+    if not config.curation:
+        return changes, {}
+    from starcoder_jax.ablation.corpora import make_corpus, separate  # loads all of curation
+
+    corpora = {}
+    for arm, mixed in changes.items():
+        training, curation = separate(mixed)
+        if _SOURCES in map(_field, training):
+            raise ValueError(f"arm {arm!r} sets {_SOURCES}, which ablation.curation decides")
+        try:
+            corpora[arm] = make_corpus(config.curation, curation, workdir)
+        except ValueError as error:
+            raise ValueError(f"arm {arm!r}: {error}") from error
+        changes[arm] = [*corpora[arm].training, *training]
+    return changes, corpora
 
 
 def _load(arm: str, base: Sequence[str], overrides: Sequence[str]) -> Recipe:
@@ -166,7 +198,7 @@ def _check_overrides(config: AblationConfig, shared: Sequence[str]) -> None:
             if name in (_SEED, _STEPS, _STORE):
                 instead = {_SEED: "ablation.seeds", _STEPS: "ablation.equal"}.get(name, "its place")
                 raise ValueError(f"arm {arm!r} sets {name}, which {instead} decides: leave it out")
-            if name.startswith("evaluation."):
+            if name.startswith("evaluation.") or name == _HELD_OUT:
                 raise ValueError(f"arm {arm!r} sets {name}: all arms must be measured alike")
     for name in map(_field, [*config.overrides, *shared]):
         if name == _SEED:

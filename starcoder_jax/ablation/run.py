@@ -21,6 +21,7 @@ from typing import IO
 from starcoder_jax.ablation.config import DECODING, AblationConfig, evaluation_flags
 from starcoder_jax.ablation.grid import Grid, Run
 from starcoder_jax.command import BAD_INPUT
+from starcoder_jax.data.store import MANIFEST, read_manifest
 from starcoder_jax.files import replace_file
 from starcoder_jax.recipes import changed_fields, load_recipe
 from starcoder_jax.train import DIVERGED, TERMINATED
@@ -148,19 +149,19 @@ def reason_to_give_up(run: Run, grid: Grid, results: Mapping[str, Result]) -> st
 
 def perform(
     run: Run,
-    config: AblationConfig,
+    grid: Grid,
     workdir: pathlib.Path,
     show: Show,
     advance: Callable[[int], None],
 ) -> None:
-    """Trains and evaluates, from wherever it was stopped before.
+    """Curates, trains and evaluates, from wherever it was stopped before.
 
     Where another process is at work on the run, or is left over from an ablation that was killed,
     waits for its end.
 
     Args:
         run: to do.
-        config: its evaluations are done.
+        grid: it is of; its evaluations are done.
         workdir: of the ablation.
         show: takes a line of progress.
         advance: takes a number of steps that were done.
@@ -172,11 +173,12 @@ def perform(
     """
     folder = run_folder(run, workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, show) as lock:
+    with _alone(folder / _LOCK, run.name, show) as lock:
         children = _Children(run, workdir, lock)
         if (folder / _OUTCOME).exists():
             advance(run.steps)
         else:
+            _prepare(run, children, show)
             follower = _Follower(folder, advance)
             command = ["starcoder_jax.train", *run.arguments, f"--workdir={folder}"]
             diverged = None
@@ -187,21 +189,54 @@ def perform(
             replace_file(folder / _OUTCOME, outcome.encode() + b"\n")
         if json.loads((folder / _OUTCOME).read_text())["diverged"] is not None:
             return
-        for name, settings in config.evaluations.items():
+        for name, settings in grid.config.evaluations.items():
             file = _evaluation_file(folder, name, settings)
             if file.exists():
                 continue
-            show(f"{run.name}: {name}")
             settings = dict(settings)
             if settings["task"] == DECODING:
                 del settings["task"]
                 module = "starcoder_jax.ablation.decoding"
             else:
                 module = "starcoder_jax.evaluate"
-                settings.setdefault("data", run.recipe.data.directory)
+                if "data" not in settings:
+                    # There already, unless jobs of a cluster do other runs first.
+                    _prepare(grid.first_run, children, show)
+                    settings["data"] = grid.first_run.recipe.data.directory
+            show(f"{run.name}: {name}")
             flags = [*evaluation_flags(settings), f"--checkpoint={folder}", f"--output={file}"]
             file.parent.mkdir(parents=True, exist_ok=True)
-            children.call([module, *flags], lambda: None)
+            children.call([module, *flags])
+
+
+def _prepare(run: Run, children: "_Children", show: Show) -> None:
+    """Makes the corpus and the token store of a run, unless they are there.
+
+    Raises:
+        ValueError: nothing is held out.
+    """
+    store = run.recipe.data.directory
+    if not (pathlib.Path(store) / MANIFEST).exists():
+        if run.corpus is not None:
+            _curate(run, children, show)
+        children.call(["starcoder_jax.prepare", *run.arguments, f"--directory={store}"])
+    splits = read_manifest(store)["tasks"].values()
+    if not sum(task["validation"]["documents"] for task in splits):
+        documents = sum(task["train"]["documents"] for task in splits)
+        raise ValueError(
+            f"arm {run.arm!r}: of its {documents:,} documents none is held out to compare by: "
+            "raise data.heldout_fraction, or give it more"
+        )
+
+
+def _curate(run: Run, children: "_Children", show: Show) -> None:
+    done = run.corpus.folder.with_suffix(".done")
+    done.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(done.with_suffix(".lock"), f"the corpus of {run.arm}", show) as lock:
+        if not done.exists():
+            show(f"curating the corpus of {run.arm}")
+            children.call(["starcoder_jax.stack", "run", *run.corpus.arguments], lock=lock)
+            done.touch()
 
 
 @contextlib.contextmanager
@@ -219,13 +254,13 @@ def sigterm_stops() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path, show: Show) -> Iterator[IO]:
+def _alone(path: pathlib.Path, what: str, show: Show) -> Iterator[IO]:
     """A file whose lock lasts as long as this process, or one that was given it, has it open."""
-    with open(folder / _LOCK, "a") as lock:
+    with open(path, "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            show(f"{folder.name}: waiting for the process that is at work on it")
+            show(f"{what}: waiting for the process that is at work on it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
 
@@ -244,13 +279,20 @@ class _Children:
             "JAX_NUM_PROCESSES": "1",
         }
 
-    def call(self, command: Sequence[str], look: Callable[[], None]) -> int:
+    def call(
+        self,
+        command: Sequence[str],
+        look: Callable[[], None] = lambda: None,
+        lock: IO | None = None,
+    ) -> int:
         """Runs a module to its end, and gives its status: 0 or DIVERGED.
 
         Args:
             command: the module and its arguments.
             look: called now and then while it runs, and in the end.
+            lock: a further file to lock as long as the module runs.
         """
+        locks = [self._lock] + ([lock] if lock is not None else [])
         with open(self._log, "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command],
@@ -258,8 +300,8 @@ class _Children:
                 stdout=log,
                 stderr=log,
                 env=self._environment,
-                # If this process is killed, the run stays locked until the child has ended.
-                pass_fds=[self._lock.fileno()],
+                # If this process is killed, these stay locked until the child has ended.
+                pass_fds=[file.fileno() for file in locks],
             )
             try:
                 while True:

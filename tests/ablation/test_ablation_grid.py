@@ -116,6 +116,8 @@ def test_arms_with_the_same_data_share_a_token_store(grid):
         ({"arms": {"a": (), "b": ("train.total_steps=2",)}}, [], "which ablation.equal decides"),
         ({"arms": {"a": (), "b": ("data.directory=x",)}}, [], "arm 'b' sets data.directory"),
         ({"arms": {"a": (), "b": ("evaluation.max_files=2",)}}, [], "must be measured alike"),
+        ({"arms": {"a": (), "b": ("data.heldout_fraction=0.5",)}}, [], "must be measured alike"),
+        ({"arms": {"a": (), "b": ("dedup.threshold=0.5",)}}, [], "unknown section 'dedup'"),
         ({"overrides": ("train.seed=1",)}, [], "train.seed is decided by ablation.seeds"),
         ({}, ["train.seed=1"], "train.seed is decided by ablation.seeds"),
         ({}, ["model.num_layer=1"], "arm 'first': .*did you mean 'model.num_layers'"),
@@ -156,6 +158,49 @@ def test_mistakes_are_found_before_anything_runs(grid, fields, overrides, messag
     assert "\n" not in str(raised.value)
 
 
+CURATION = {
+    "curation": ("stack/santacoder.gin",),
+    "arms": {"all": ("dedup.threshold=None",), "near": (), "fim": ("fim.rate=0.9",)},
+}
+
+
+def test_arms_with_the_same_curation_share_a_corpus(grid):
+    found = grid("collect.sources=('folder:demo',)", "vocabulary=512", **CURATION)
+    every, near, fim = found.runs[:3]
+    assert near.corpus == fim.corpus != every.corpus
+    for run in found.runs:
+        folder = run.corpus.folder
+        assert run.recipe.data.sources == {"stack": f"stack:{folder / 'published'}"}
+        assert run.corpus.arguments[0] == "--gin_file=stack/santacoder.gin"
+        assert run.corpus.arguments[-1] == f"--folder={folder}"
+        assert "--gin.collect.sources=('folder:demo',)" in run.corpus.arguments
+        assert run.recipe.model.vocab_size == 512 and not any("dedup" in a for a in run.arguments)
+    assert every.recipe.data.directory != near.recipe.data.directory == fim.recipe.data.directory
+    assert any("of what all holds out" in caveat for caveat in found.caveats())
+    # How it is run is no other corpus.
+    other = grid("collect.sources=('folder:demo',)", "runner.workers=1", **CURATION)
+    assert other.runs[0].corpus.folder == every.corpus.folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data.sources={'a': 'folder:b'}"],
+            "arm 'all' sets data.sources, which ablation.curation",
+        ),
+        (["dedup.treshold=0.5"], "arm 'all': .*did you mean 'dedup.threshold'"),
+        (["format.style='starcoder2'"], "arm 'all': an ablation of the curation needs"),
+        (["format.metadata_rate=0.2"], "documents that are held out must be the same in all arms"),
+        ([], "leaves open what it must say: collect.sources"),
+    ],
+)
+def test_mistakes_of_a_curation_are_found_before_it_runs(grid, overrides, message):
+    sources = ["collect.sources=('folder:demo',)"] if overrides else []
+    with pytest.raises(ValueError, match=message):
+        grid(*sources, *overrides, **CURATION)
+
+
 def test_an_override_that_every_arm_replaces_is_refused(grid):
     arms = {"none": ("fim.rate=0.0",), "half": ("fim.rate=0.5",)}
     assert len(grid("fim.spm_rate=0.1", arms=arms).runs) == 4
@@ -171,7 +216,7 @@ def test_arms_of_different_data_cannot_share_a_given_place(grid):
 
 def test_every_packaged_ablation_resolves():
     names = [name for name in packaged_recipes() if name.startswith("ablations/")]
-    assert {"ablations/attention.gin", "ablations/fim.gin"} <= set(names)
+    assert len(names) > 8
     for name in names:
         found = make_grid([name], [], WORKDIR)
         assert len(found.config.seeds) > 2, name

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import pathlib
 import shutil
 import signal
 import sys
@@ -11,6 +12,11 @@ import pytest
 
 from starcoder_jax.ablation import run as runs
 from starcoder_jax.ablation.grid import make_grid
+from starcoder_jax.data.prepare import prepare
+from starcoder_jax.data.published import components
+from starcoder_jax.data.store import FORMAT_VERSION, read_manifest
+from starcoder_jax.evals.corpus import read_corpus
+from starcoder_jax.stack import __main__ as stack
 from starcoder_jax.training.metrics import read_metrics
 
 # Stands for Python: says which module it was asked to run, and does what WHAT says.
@@ -24,7 +30,7 @@ eval "$WHAT"
 def grid(tmp_path, micro_folder):
     """The micro recipe, with what evaluations there shall be."""
 
-    def make(evaluations=None):
+    def make(evaluations=None, **more):
         path = tmp_path / "ablation.gin"
         fields = {
             "base": (str(micro_folder / "micro.gin"),),
@@ -32,7 +38,7 @@ def grid(tmp_path, micro_folder):
             "arms": {"first": (), "wide": ("model.mlp_dim=128",)},
             "seeds": (0,),
             "evaluations": evaluations or {},
-        }
+        } | more
         path.write_text("".join(f"ablation.{name} = {value!r}\n" for name, value in fields.items()))
         return make_grid([str(path)], [], tmp_path)
 
@@ -58,8 +64,19 @@ def calls(tmp_path, monkeypatch):
 
 def perform(grid, tmp_path, run=None):
     lines, steps = [], []
-    runs.perform(run or grid.runs[0], grid.config, tmp_path, lines.append, steps.append)
+    runs.perform(run or grid.runs[0], grid, tmp_path, lines.append, steps.append)
     return lines, steps
+
+
+def preparing(held_out):
+    """What stands for Python does as `prepare` would: leaves a store that holds out so many."""
+    counts = {"train": {"documents": 9}, "validation": {"documents": held_out}}
+    store = json.dumps({"format_version": FORMAT_VERSION, "tasks": {"code": counts}})
+    return f"""
+    [ $2 != starcoder_jax.prepare ] || for a in "$@"; do case $a in
+        --directory=*) mkdir -p "${{a#*=}}"; echo '{store}' > "${{a#*=}}/store.json";;
+    esac; done
+    """
 
 
 def put_trained(run, trained, tmp_path):
@@ -233,3 +250,85 @@ def test_a_run_without_its_last_evaluation_is_not_guessed_at(grid, trained, tmp_
     (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(ValueError, match="no held-out metrics of step 40: remove it"):
         runs.read_result(grid.runs[0], grid.config, tmp_path)
+
+
+@pytest.fixture
+def curated(grid):
+    """Two arms of the micro recipe whose corpora differ."""
+    return grid(
+        {"fill": {"task": "fim"}},
+        overrides=(),
+        curation=("stack/santacoder.gin",),
+        arms={
+            "all": ("collect.sources=('environment:',)", "dedup.threshold=None"),
+            "near": ("collect.sources=('environment:',)",),
+        },
+    )
+
+
+def test_corpora_are_curated_and_prepared_once(curated, tmp_path, calls):
+    called = calls(preparing(1))
+    first, second = curated.runs
+    made = ["stack", "prepare"]
+    perform(curated, tmp_path, first)
+    assert called() == [f"starcoder_jax.{name}" for name in (*made, "train", "evaluate")]
+    (runs.run_folder(first, tmp_path) / "outcome.json").unlink()
+    perform(curated, tmp_path, first)
+    assert called()[4:] == [f"starcoder_jax.{name}" for name in ("train", "evaluate")]
+    perform(curated, tmp_path, second)
+    assert called()[6:] == [f"starcoder_jax.{name}" for name in (*made, "train", "evaluate")]
+
+
+def test_a_job_that_comes_first_makes_what_the_first_arm_holds_out(curated, tmp_path, calls):
+    called = calls(preparing(1) + 'echo "$@" >> "$CALLS.all"')
+    perform(curated, tmp_path, curated.runs[1])
+    made = ["stack", "prepare"]
+    names = [f"starcoder_jax.{name}" for name in (*made, "train", *made, "evaluate")]
+    assert called() == names
+    lines = (tmp_path / "calls.all").read_text().splitlines()
+    assert f"--folder={curated.runs[0].corpus.folder}" in lines[3]
+    assert f"--data={curated.runs[0].recipe.data.directory}" in lines[5]
+
+
+def test_a_curation_that_fails_is_done_again(curated, tmp_path, calls):
+    called = calls("echo 'stack: no' >&2; exit 2")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^run all-40-steps-seed-0: stack: no$"):
+            perform(curated, tmp_path)
+    assert called() == ["starcoder_jax.stack"] * 2
+
+
+def test_where_nothing_is_held_out_nothing_is_trained(curated, tmp_path, calls):
+    called = calls(preparing(0))
+    with pytest.raises(ValueError, match=r"'all': of its 9 documents none is held out"):
+        perform(curated, tmp_path)
+    assert called() == ["starcoder_jax.stack", "starcoder_jax.prepare"]
+
+
+def test_documents_of_two_corpora_are_held_out_alike(grid, tmp_path):
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    for number in range(40):
+        lines = [f"def double_{number}_{n}(x):\n    return {n} * x\n" for n in range(9)]
+        lines[0] = "# says what it does, at some length\n" * (number % 2) + lines[0]
+        (folder / f"m{number}.py").write_text("".join(lines))
+    found = grid(
+        overrides=(f"collect.sources=('folder:{folder}',)", "filter.license_types=None"),
+        curation=("stack/santacoder.gin",),
+        arms={
+            "all": ("dedup.threshold=None",),
+            "some": ("dedup.threshold=None", "filter.comment_fractions={'Python': (0.01, 1.0)}"),
+        },
+    )
+    held_out = []
+    for run in found.runs:
+        stack.main(["run", *run.corpus.arguments])
+        data = run.recipe.data
+        (part,) = components(data.sources["stack"].removeprefix("stack:")).values()
+        prepare(data, run.recipe.tokenizer, data.directory)
+        counts = read_manifest(data.directory)["tasks"]["stack"]
+        assert counts["train"]["documents"] + counts["validation"]["documents"] == part.documents
+        held_out.append(
+            {document.id for document in read_corpus(pathlib.Path(data.directory)).documents}
+        )
+    assert 0 < len(held_out[1]) < len(held_out[0]) and held_out[1] < held_out[0]

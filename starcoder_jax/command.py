@@ -32,6 +32,21 @@ def parse(
 
 
 @contextlib.contextmanager
+def of_extra(name: str) -> Iterator[None]:
+    """For imports of what an extra installs.
+
+    Raises:
+        ValueError: it is not installed; what to do.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed: pip install 'starcoder_jax[{name}]'"
+        ) from error
+
+
+@contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
     """Turns bad input into one line on stderr and exit status 2."""
     try:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from starcoder_jax.command import one_line_errors
+from starcoder_jax.command import of_extra, one_line_errors
 
 API_KEY = "STARCODER_JAX_API_KEY"
 
@@ -66,12 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         api_key = os.environ.get(API_KEY)
         if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
             raise ValueError(f"{API_KEY} must be printable ASCII, or not set at all")
-        try:
+        with of_extra("serve"):
             from starcoder_jax.inference.server import Server, allowed_hosts, bind, is_local
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"{error.name} is not installed: pip install 'starcoder_jax[serve]'"
-            ) from error
         listener = bind(args.host, args.port)
         if not is_local(listener) and api_key is None:
             say(f"whoever reaches this machine can use the model: set {API_KEY} to ask for a key")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from starcoder_jax import gin_files
 from starcoder_jax.ablation.config import AblationConfig, AblationRecipe
+from starcoder_jax.command import of_extra
 from starcoder_jax.model.flops import training_flops
 from starcoder_jax.recipes import Recipe, load_recipe
 from starcoder_jax.training.optimizer import learning_rate
@@ -163,7 +164,8 @@ def _changes(
     changes = {arm: [*config.overrides, *shared, *own] for arm, own in config.arms.items()}
     if not config.curation:
         return changes, {}
-    from starcoder_jax.ablation.corpora import make_corpus, separate  # loads all of curation
+    with of_extra("stack"):
+        from starcoder_jax.ablation.corpora import make_corpus, separate
 
     corpora = {}
     for arm, mixed in changes.items():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from starcoder_jax.ablation.charts import curves_chart, intervals_chart
-from starcoder_jax.ablation.results import DONE, mean_text, reason_text
+from starcoder_jax.ablation.results import DONE, interval_rows, mean_text, reason_text
 from starcoder_jax.files import replace_file
 from starcoder_jax.pages import STYLE, format_number, table
 
@@ -112,13 +112,7 @@ def _curves(found: Mapping[str, object], equal: str) -> str:
 
 
 def _intervals(found: Mapping[str, object], comparison: Mapping[str, object]) -> str:
-    first = comparison["arms"][found["first_arm"]]["values"]
-    rows = []
-    for arm, entry in comparison["arms"].items():
-        if entry["difference"] is not None:
-            pairs = [(value, first.get(seed)) for seed, value in entry["values"].items()]
-            differences = [a - b for a, b in pairs if a is not None and b is not None]
-            rows.append((arm, differences, entry["difference"]))
+    rows = interval_rows(found, comparison)
     if not rows:
         return ""
     return intervals_chart(comparison["metric"], f"minus that of {found['first_arm']}", rows)

@@ -83,6 +83,20 @@ def results_table(found: Mapping[str, object]) -> str:
     return "\n".join(lines)
 
 
+def interval_rows(
+    found: Mapping[str, object], comparison: Mapping[str, object]
+) -> list[tuple[str, list[float], Mapping[str, object]]]:
+    """Of each arm but the first: its name, its differences by seed, and what they come to."""
+    first = comparison["arms"][found["first_arm"]]["values"]
+    rows = []
+    for arm, entry in comparison["arms"].items():
+        if entry["difference"] is not None:
+            pairs = [(value, first.get(seed)) for seed, value in entry["values"].items()]
+            differences = [a - b for a, b in pairs if a is not None and b is not None]
+            rows.append((arm, differences, entry["difference"]))
+    return rows
+
+
 def mean_text(entry: Mapping[str, object]) -> str:
     """Mean and deviation of an arm."""
     if entry["mean"] is None:

@@ -32,10 +32,10 @@ class DecoderConfig:
     num_kv_heads: int  # 1: multi-query, num_heads: multi-head, between: grouped-query attention
     mlp_dim: int
     max_length: int  # context in tokens; with learned positions also the rows of their table
-    positions: str = "rope"
-    rope_theta: float = 10_000.0
+    positions: str = "rope"  # "learned" (absolute), "rope" (rotary) or "alibi" (linear biases)
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
     sliding_window: int | None = None  # keys a query sees, itself included; None: all before it
-    activation: str = "gelu_tanh"
+    activation: str = "gelu_tanh"  # or "gelu_erf", without the approximation by tanh
     tied_head: bool = True  # output head = transposed embedding
     embedding_norm: bool = False  # LayerNorm right after the embedding (BLOOM)
     norm_epsilon: float = 1e-5
@@ -43,8 +43,8 @@ class DecoderConfig:
     attention_dropout: float = 0.0
     residual_dropout: float = 0.0
     dtype: str = "bfloat16"  # of activations and matrix products; parameters have their own
-    rematerialization: str = "none"
-    attention_backend: str = "xla"
+    rematerialization: str = "none"  # "dots" keeps less for the backward pass, "full" least
+    attention_backend: str = "xla"  # "splash" on TPUs, "cudnn" on GPUs, "reference" to compare with
 
     def __post_init__(self):
         _check_choice("positions", self.positions, POSITIONS)

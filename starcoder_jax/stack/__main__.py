@@ -14,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from starcoder_jax.command import add_recipe_flags, one_line_errors, parse
+from starcoder_jax.command import add_recipe_flags, of_extra, one_line_errors, parse
 
 FAILED = 1  # exit status
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_requests(commands)
     _add_verify(commands)
     args, overrides = parse(parser, argv)
-    with one_line_errors("stack"):
+    with one_line_errors("stack"), of_extra("stack"):
         if args.command in STAGES:
             _curate(args, overrides)
         elif overrides:

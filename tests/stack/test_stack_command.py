@@ -8,12 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import micro
 import pytest
 from corpus_fixture import SHARDS, arguments, files, prepare
 
+import starcoder_jax.stack
 from starcoder_jax.data import published
 from starcoder_jax.data.loader import Loader
 from starcoder_jax.data.store import TokenStore
@@ -251,6 +253,15 @@ def test_bad_input_is_one_line_and_status_2(argv, message, finished, tmp_path, s
     assert (status, output, len(lines)) == (2, [], 1), errors
     assert message in lines[0]
     assert not (tmp_path / "corpus" / "collect").exists()
+
+
+def test_without_the_extra_it_says_what_to_install(finished, tmp_path, stack, monkeypatch):
+    # Stands for a package of the extra, which other tests have long imported.
+    monkeypatch.delattr(starcoder_jax.stack, "pipeline", raising=False)
+    monkeypatch.setitem(sys.modules, "starcoder_jax.stack.pipeline", None)
+    status, output, errors = stack("run", *arguments(finished, tmp_path / "corpus"))
+    assert (status, output, len(errors)) == (2, [], 1)
+    assert errors[0].endswith("is not installed: pip install 'starcoder_jax[stack]'")
 
 
 def test_a_folder_in_which_another_run_is_at_work(finished, tmp_path, stack):

@@ -71,6 +71,7 @@ NAVIGATION = {
         "docs/generation",
         "docs/serving",
         "docs/evaluation",
+        "docs/ablations",
         "docs/sandbox",
         "docs/planning",
         "docs/performance",

@@ -98,7 +98,7 @@ def _cell(entry: Mapping) -> str:
 
 def _figure(found: Mapping, shown: Sequence[Mapping]) -> str:
     several = len({comparison["equal"] for comparison in shown}) > 1
-    about = f"Differences to {found['first_arm']}: a dot for each seed, their mean and its interval"
+    about = f"Differences to {found['first_arm']}: seeds, their mean and its interval"
     parts = [f'<text x="8" y="{_GAP}">{escape(about)}</text>']
     top = _TITLE + _GAP
     for comparison in shown:

@@ -11,8 +11,8 @@ from starcoder_jax.training.report_charts import round_ticks
 _WIDTH, _HEIGHT = 480, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 462, 10, 194
 _ROW = 26  # height of an arm among the intervals
-_NAMES = 110  # width of the arms' names there
-_LONGEST_NAME = 16  # characters that fit into it
+_NAMES = 152  # width of the arms' names there
+_LONGEST_NAME = 21  # characters that fit into it
 
 # Distinct for the color-blind (Okabe and Ito), and by lightness on both pages; then they repeat.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")

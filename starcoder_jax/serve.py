@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if value is not None and value < least:
             parser.error(f"--{name}={value} must be at least {least}")
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
+        # Nothing is served yet. An exception would be lost where it came up within JAX's callbacks.
+        signal.signal(number, lambda *_: os._exit(0))
     with one_line_errors("serve"):
         api_key = os.environ.get(API_KEY)
         if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):

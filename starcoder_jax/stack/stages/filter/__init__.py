@@ -4,6 +4,7 @@ import functools
 
 import pyarrow as pa
 
+from starcoder_jax.data.tokenizer import load_tokenizer
 from starcoder_jax.stack.record import Output, select
 from starcoder_jax.stack.runner.steps import Map, Step
 from starcoder_jax.stack.stages.filter.config import FilterConfig
@@ -20,11 +21,16 @@ def steps(config: FilterConfig, source: str) -> list[Step]:
     Args:
         config: The thresholds.
         source: Name of the step before, after `render`.
+
+    Raises:
+        ValueError: There is no tokenizer where the config says.
     """
-    return [Map("filter", (source,), functools.partial(_filter, config))]
+    # A step is done again when what it is given differs: here also what the tokenizer's file holds.
+    fingerprint = load_tokenizer(config.tokenizer).fingerprint if config.tokenizer else None
+    return [Map("filter", (source,), functools.partial(_filter, config, fingerprint))]
 
 
-def _filter(config: FilterConfig, table: pa.Table) -> Output:
+def _filter(config: FilterConfig, fingerprint: str | None, table: pa.Table) -> Output:
     names = ("kind", "path", "language", "license_type", "stars")
     columns = [table[name].to_pylist() for name in names]
     reasons = []

@@ -6,6 +6,7 @@ import pytest
 
 from starcoder_jax.data.tokenizer_training import train_tokenizer
 from starcoder_jax.stack import record
+from starcoder_jax.stack.runner.keys import key
 from starcoder_jax.stack.stages import filter as filter_stage
 from starcoder_jax.stack.stages.filter import FilterConfig
 
@@ -286,6 +287,18 @@ def test_characters_per_token(reason, tmp_path):
     ):
         fields = {"tokenizer": str(tmp_path), "min_characters_per_token": {"Python": least}}
         assert reason(file(CODE, language=language), **fields) == expected
+
+
+def test_another_tokenizer_is_another_step(tmp_path):
+    config = FilterConfig(tokenizer=str(tmp_path), min_characters_per_token={"Python": 2.5})
+    with pytest.raises(ValueError, match="holds neither a tokenizer"):
+        filter_stage.steps(config, "render")
+    keys = set()
+    for text in ("return x + 1\n", "import os\n", "import os\n"):
+        train_tokenizer([text * 20], kind="bpe", vocab_size=300).save(tmp_path)
+        (step,) = filter_stage.steps(config, "render")
+        keys.add(key(step.function))
+    assert len(keys) == 2
 
 
 LONG_LINE = b"some words; " * 200 + b"\n"

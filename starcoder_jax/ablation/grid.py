@@ -171,7 +171,7 @@ def _changes(
     for arm, mixed in changes.items():
         training, curation = separate(mixed)
         if _SOURCES in map(_field, training):
-            raise ValueError(f"arm {arm!r} sets {_SOURCES}, which ablation.curation decides")
+            raise ValueError(f"{_SOURCES} is decided by ablation.curation: leave it out")
         try:
             corpora[arm] = make_corpus(config.curation, curation, workdir)
         except ValueError as error:

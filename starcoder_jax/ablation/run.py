@@ -29,6 +29,7 @@ from starcoder_jax.training.checkpoint import has_begun
 from starcoder_jax.training.metrics import read_metrics
 
 _OUTCOME, _LOG, _LOCK = "outcome.json", "ablate.log", ".ablate.lock"
+_CURATED = ".curated"  # in the folder of a corpus that is whole
 _HELD_OUT = "eval/"
 _BITS_PER_BYTE = "eval/bits_per_byte"
 _OF_NO_MODEL = "eval/xz_bits_per_byte"  # of the texts alone
@@ -230,13 +231,13 @@ def _prepare(run: Run, children: "_Children", show: Show) -> None:
 
 
 def _curate(run: Run, children: "_Children", show: Show) -> None:
-    done = run.corpus.folder.with_suffix(".done")
-    done.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(done.with_suffix(".lock"), f"the corpus of {run.arm}", show) as lock:
-        if not done.exists():
+    folder = run.corpus.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder / _LOCK, f"the corpus of {run.arm}", show) as lock:
+        if not (folder / _CURATED).exists():
             show(f"curating the corpus of {run.arm}")
             children.call(["starcoder_jax.stack", "run", *run.corpus.arguments], lock=lock)
-            done.touch()
+            (folder / _CURATED).touch()
 
 
 @contextlib.contextmanager

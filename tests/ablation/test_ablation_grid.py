@@ -187,7 +187,7 @@ def test_arms_with_the_same_curation_share_a_corpus(grid):
     [
         (
             ["data.sources={'a': 'folder:b'}"],
-            "arm 'all' sets data.sources, which ablation.curation",
+            "data.sources is decided by ablation.curation: leave it out",
         ),
         (["dedup.treshold=0.5"], "arm 'all': .*did you mean 'dedup.threshold'"),
         (["format.style='starcoder2'"], "arm 'all': an ablation of the curation needs"),

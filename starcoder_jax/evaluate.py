@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from starcoder_jax.command import one_line_errors
-from starcoder_jax.evals.requests import PERPLEXITY, Request
+from starcoder_jax.evals.requests import READING, Request
 from starcoder_jax.evals.tasks import TASKS
 
 
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tasks = [*TASKS, PERPLEXITY]
+    tasks = [*TASKS, *READING]
     path = pathlib.Path
     add = parser.add_argument
     add("--task", required=True, choices=tasks, metavar="TASK", help=", ".join(tasks))
@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         required=True,
         type=path,
-        help="the benchmark's file; for perplexity and fim also a folder, a text file, or a token "
-        "store, whose held-out documents are taken",
+        help="the benchmark's file; for perplexities and fim also a folder, a text file, or a "
+        "token store, whose held-out documents are taken",
     )
     add("--output", type=path, metavar="RESULT.json", help="default: TASK.json")
 
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--generate_only", action="store_true", help="write samples, run nothing")
     add("--slots", type=int, help="sequences decoded at once; default: 8")
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as it is stored")
-    add("--window", type=int, help="tokens that perplexity runs at once; default: 2048 at most")
+    add("--window", type=int, help="tokens that a perplexity runs at once; default: 2048 at most")
 
     group = parser.add_argument_group("running programs")
     add = group.add_argument

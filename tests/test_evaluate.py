@@ -294,6 +294,23 @@ def test_perplexity_of_a_corpus(trained, micro_folder):
     assert folder["metrics"]["perplexity"] > 1 and folder["data"]["bytes"] > 0
 
 
+def test_perplexity_of_lines_of_a_corpus_and_of_a_benchmark(trained, micro_folder, tmp_path):
+    arguments = [f"--checkpoint={trained}", "--task=fim-perplexity", "--window=64"]
+    result = run(*arguments, f"--data={micro_folder / 'data'}", "--limit=6")
+    metrics = result["metrics"]
+    orders = ("psm", "spm", "left-to-right")
+    assert all(0 < metrics[f"{order}/bits_per_byte"] < 20 for order in orders)
+    saved = metrics["left-to-right/bits_per_byte"] - metrics["spm/bits_per_byte"]
+    assert metrics["spm/saved"] == pytest.approx(saved)
+    assert result["problems"] == len(result["samples"]) == 6
+    assert result["data"]["lines_of"] == "data" and result["data"]["bytes"] > 0
+    rows = [{"prefix": "a = 1\n", "middle": "b = 2", "suffix": "\nc = 3\n"}] * 2
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    result = run(*arguments, f"--data={file}", "--limit=1", output="g.json")
+    assert result["problems"] == 1 and result["data"]["file"] == "lines.jsonl"
+
+
 def test_the_commands_of_the_documentation_are_commands():
     text = (pathlib.Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
     commands = [

@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from starcoder_jax.evals.requests import PERPLEXITY, Request
+from starcoder_jax.evals.requests import READING, Request
 from starcoder_jax.evals.tasks import TASKS
 
 # Measures speed and memory of decoding, beside the tasks of `starcoder_jax.evaluate`.
@@ -15,7 +15,7 @@ DECODING = "decoding"
 EQUAL = ("tokens", "flops")
 
 # Tasks whose texts may be what the run's own token store holds out.
-_OF_HELD_OUT = ("fim", PERPLEXITY)
+_OF_HELD_OUT = ("fim", *READING)
 _DECODING_SETTINGS = ("sequences", "prompt_tokens", "new_tokens")
 # Flags of `evaluate` that say what is scored and where the result goes: that is decided here.
 _DECIDED = ("task", "output", "checkpoint", "samples", "solutions", "generate_only")
@@ -39,9 +39,10 @@ class AblationConfig:
         curation: Recipes of `stack`. Where there are any, arms train on what they curate, and
             `overrides` and `arms` may change the curation as well, "dedup.threshold=0.85".
         evaluations: Name of an evaluation of final checkpoints to its settings: `task` and flags of
-            `starcoder_jax.evaluate`, where without `data` the tasks fim and perplexity take, for
-            all arms, what the first arm's token store holds out; or the task decoding, with
-            `sequences` at once (8), `prompt_tokens` (128) and `new_tokens` (128) each.
+            `starcoder_jax.evaluate`, where without `data` the tasks fim, perplexity and
+            fim-perplexity take, for all arms, what the first arm's token store holds out; or the
+            task decoding, with `sequences` at once (8), `prompt_tokens` (128) and `new_tokens`
+            (128) each.
         confidence: Of the intervals.
         give_up: An arm whose held-out bits per byte exceed the first arm's of the same seed by
             this share, or that diverges, gets no further seed. None: all are run.
@@ -114,7 +115,7 @@ def evaluation_flags(settings: Mapping[str, object]) -> list[str]:
 
 def _check_evaluation(settings: Mapping[str, object]) -> None:
     task = settings.get("task")
-    tasks = [*TASKS, PERPLEXITY, DECODING]
+    tasks = [*TASKS, *READING, DECODING]
     if task not in tasks:
         raise ValueError(f"task is {task!r}{_nearest(task, tasks)}; there are {', '.join(tasks)}")
     if task == DECODING:

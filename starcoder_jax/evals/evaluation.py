@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import fnmatch
 import hashlib
+import pathlib
 from collections.abc import Mapping, Sequence
 
 from starcoder_jax.evals import records, scoring
@@ -11,6 +12,7 @@ from starcoder_jax.evals.corpus import held_out_lines, read_corpus
 from starcoder_jax.evals.problems import (
     EXTENSIONS,
     Problem,
+    Row,
     Task,
     fingerprint,
     make_problems,
@@ -18,7 +20,7 @@ from starcoder_jax.evals.problems import (
     read_rows,
 )
 from starcoder_jax.evals.report import write_report
-from starcoder_jax.evals.requests import PERPLEXITY, Request
+from starcoder_jax.evals.requests import FIM_PERPLEXITY, PERPLEXITY, Request
 from starcoder_jax.evals.samples import Journal, Sample, read_samples
 from starcoder_jax.evals.sandbox import Sandbox, missing_toolchains
 from starcoder_jax.evals.sandbox.inside.languages import LANGUAGES
@@ -52,6 +54,8 @@ def evaluate(request: Request, progress: Progress) -> dict[str, object] | None:
     request.output.parent.mkdir(parents=True, exist_ok=True)
     if request.task == PERPLEXITY:
         found = _measure(request, progress), []
+    elif request.task == FIM_PERPLEXITY:
+        found = _measure_gaps(request, progress), []
     else:
         found = _benchmark(request, TASKS[request.task], progress)
     if found is None:
@@ -96,14 +100,11 @@ def _benchmark(
 
 def _read(request: Request, task: Task) -> _Data:
     path = request.data
-    if path.is_file() and path.name.endswith(EXTENSIONS):
-        rows = read_rows(path)
-        about = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    if _is_benchmark(path):
+        rows, about = _read_benchmark(path)
         limit = request.limit
     elif task.metric == "exact_match":
-        documents = read_corpus(path).documents
-        rows = held_out_lines(documents, request.limit or _LINES, request.seed or 0)
-        about = {"lines_of": path.name, "seed": request.seed or 0, "sha256": fingerprint(rows)}
+        rows, about = _draw_lines(request)
         limit = None
     elif path.exists():
         raise ValueError(f"{path} must be a {', '.join(EXTENSIONS)} file")
@@ -125,6 +126,24 @@ def _read(request: Request, task: Task) -> _Data:
         "limit": request.limit,
     }
     return _Data(everything, {problem.task_id: problem for problem in chosen}, about)
+
+
+def _is_benchmark(path: pathlib.Path) -> bool:
+    return path.is_file() and path.name.endswith(EXTENSIONS)
+
+
+def _read_benchmark(path: pathlib.Path) -> tuple[list[Row], dict[str, object]]:
+    """The rows of a data file, and what tells it from others."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return read_rows(path), {"file": path.name, "sha256": digest}
+
+
+def _draw_lines(request: Request) -> tuple[list[Row], dict[str, object]]:
+    """Lines of the corpus to fill in, and what tells them from others."""
+    documents = read_corpus(request.data).documents
+    seed = request.seed or 0
+    rows = held_out_lines(documents, request.limit or _LINES, seed)
+    return rows, {"lines_of": request.data.name, "seed": seed, "sha256": fingerprint(rows)}
 
 
 def _skipped(problems: Sequence[Problem]) -> dict[str, str]:
@@ -273,7 +292,7 @@ def _measure(request: Request, progress: Progress) -> dict[str, object]:
 
     corpus = read_corpus(request.data, request.limit)
     checkpoint = records.find_model(request.checkpoint, request.dtype)
-    length = request.window or min(checkpoint.config.max_length, _WINDOW)
+    length = _window(request, checkpoint)
     model, tokenizer = load_model(checkpoint.place, dtype=request.dtype)
     losses = perplexity.text_losses(model, tokenizer, corpus.documents, length, progress)
     return {
@@ -291,3 +310,34 @@ def _measure(request: Request, progress: Progress) -> dict[str, object]:
         "scoring": {"window": length, "overlap": length - max(length // 2, 1)},
         "samples": [dataclasses.asdict(loss) for loss in losses],
     }
+
+
+def _measure_gaps(request: Request, progress: Progress) -> dict[str, object]:
+    """Perplexity of lines that are taken out, in all the contexts to give them back in."""
+    from starcoder_jax.evals import gaps
+    from starcoder_jax.training.load import load_model
+
+    if _is_benchmark(request.data):
+        rows, about = _read_benchmark(request.data)
+        rows = rows[: request.limit]
+    else:
+        rows, about = _draw_lines(request)
+    problems = make_problems(TASKS["fim"], rows, None)
+    checkpoint = records.find_model(request.checkpoint, request.dtype)
+    length = _window(request, checkpoint)
+    model, tokenizer = load_model(checkpoint.place, dtype=request.dtype)
+    losses = gaps.gap_losses(model, tokenizer, problems, length, progress)
+    return {
+        "task": request.task,
+        "metrics": gaps.metrics(losses),
+        "problems": len(problems),
+        "source": checkpoint.about,
+        "data": about | {"limit": request.limit, "bytes": sum(loss.num_bytes for loss in losses)},
+        "scoring": {"window": length},
+        "samples": [dataclasses.asdict(loss) for loss in losses],
+    }
+
+
+def _window(request: Request, checkpoint: records.Checkpoint) -> int:
+    """Tokens to run at once."""
+    return request.window or min(checkpoint.config.max_length, _WINDOW)

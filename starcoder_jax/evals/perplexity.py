@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from flax import nnx
@@ -46,14 +46,7 @@ def text_losses(
     Raises:
         ValueError: the model has fewer learned positions, or none of the tokens that end a text.
     """
-    config = model.config
-    if length < 1 or (config.positions == "learned" and length > config.max_length):
-        raise ValueError(
-            f"--window={length} must be at least 1, and at most the model's {config.max_length} "
-            "learned positions"
-        )
-    graph, state = nnx.split(model)
-    losses = WindowLosses(graph, model.spec, length, max(_BATCH_TARGETS // length, 1))
+    check_window(model, length)
     nats = np.zeros(len(documents))
     tokens = tokenizer.encode_batch([document.text for document in documents])
 
@@ -63,12 +56,35 @@ def text_losses(
             advance(1)
 
     with progress.stage("scoring", len(documents)) as advance:
-        for window, values in losses(nnx.to_pure_dict(state), windows()):
+        for window, values in score(model, length, windows()):
             nats[window.file] += values[window.first_target :].sum(dtype=np.float64)
     return [
         TextLoss(document.path, document.num_bytes, len(ids) + 1, float(cost))
         for document, ids, cost in zip(documents, tokens, nats, strict=True)
     ]
+
+
+def check_window(model: Decoder, length: int) -> None:
+    """Checks that a model can run windows of so many targets.
+
+    Raises:
+        ValueError: it has fewer learned positions.
+    """
+    config = model.config
+    if length < 1 or (config.positions == "learned" and length > config.max_length):
+        raise ValueError(
+            f"--window={length} must be at least 1, and at most the model's {config.max_length} "
+            "learned positions"
+        )
+
+
+def score(
+    model: Decoder, length: int, windows: Iterable[Window]
+) -> Iterator[tuple[Window, np.ndarray]]:
+    """Yields windows of at most `length` targets with the loss of each in nats, float32 [n]."""
+    graph, state = nnx.split(model)
+    losses = WindowLosses(graph, model.spec, length, max(_BATCH_TARGETS // length, 1))
+    yield from losses(nnx.to_pure_dict(state), windows)
 
 
 def metrics(losses: Sequence[TextLoss]) -> dict[str, float]:

@@ -6,6 +6,9 @@ import pathlib
 from starcoder_jax.evals.tasks import TASKS
 
 PERPLEXITY = "perplexity"
+FIM_PERPLEXITY = "fim-perplexity"
+# Tasks that read texts, and write none.
+READING = (PERPLEXITY, FIM_PERPLEXITY)
 
 _INFILLING = ("fim", "humaneval-infilling")
 _MODEL = frozenset({"checkpoint", "dtype"})
@@ -50,8 +53,8 @@ class Request:
         sources = [self.checkpoint, self.samples, self.solutions]
         if sum(source is not None for source in sources) != 1:
             raise ValueError("give one of --checkpoint, --samples and --solutions")
-        if self.task == PERPLEXITY and self.checkpoint is None:
-            raise ValueError("--task=perplexity needs a --checkpoint")
+        if self.task in READING and self.checkpoint is None:
+            raise ValueError(f"--task={self.task} needs a --checkpoint")
         if self.output.suffix != ".json":
             raise ValueError(f"--output={self.output} must be named .json")
         for name in ("limit", "num_samples", "max_tokens", "window", "slots", "workers"):
@@ -80,6 +83,8 @@ class Request:
         """Names of the flags that do something."""
         if self.task == PERPLEXITY:
             return _MODEL | {"limit", "window"}
+        if self.task == FIM_PERPLEXITY:
+            return _MODEL | {"limit", "window", "seed"}
         names = _CHOICE | {"samples", "solutions"}
         if self.checkpoint is not None:
             names |= _MODEL | _SAMPLING | {"generate_only"}

@@ -2,7 +2,7 @@ import pathlib
 
 import pytest
 
-from starcoder_jax.evals.requests import Request
+from starcoder_jax.evals.requests import READING, Request
 from starcoder_jax.evals.tasks import TASKS
 
 BASE = {"task": "humaneval", "data": pathlib.Path("d.jsonl"), "output": pathlib.Path("o.json")}
@@ -28,6 +28,7 @@ CHECKPOINT = {"checkpoint": "runs/tiny"}
         (CHECKPOINT | {"order": "spm"}, "--order has no effect"),
         (CHECKPOINT | {"task": "fim", "without_sandbox": True}, "--without_sandbox has no effect"),
         (CHECKPOINT | {"task": "perplexity", "only": "x"}, "--only has no effect"),
+        (CHECKPOINT | {"task": "fim-perplexity", "order": "spm"}, "--order has no effect"),
         ({"task": "perplexity", "solutions": "canonical"}, "perplexity needs a --checkpoint"),
     ],
 )
@@ -45,9 +46,10 @@ def test_what_makes_no_sense_is_refused(fields, message):
         {"solutions": "canonical", "task": "fim", "seed": 3, "limit": 9},
         CHECKPOINT | {"task": "fim", "order": "spm"},
         CHECKPOINT | {"task": "perplexity", "window": 64, "limit": 2},
+        CHECKPOINT | {"task": "fim-perplexity", "window": 64, "limit": 2, "seed": 1},
     ],
 )
 def test_what_makes_sense_is_taken(fields):
     request = Request(**BASE | fields)
     assert request.file(".html") == pathlib.Path("o.html")
-    assert request.task == "perplexity" or request.task in TASKS
+    assert request.task in READING or request.task in TASKS

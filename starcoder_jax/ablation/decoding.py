@@ -17,7 +17,7 @@ from starcoder_jax.inference.sampling import Sampling
 from starcoder_jax.model.decoder import Decoder, unstacked
 from starcoder_jax.training.load import load_model
 
-_REPEATS = 5
+_REPEATS = 20
 
 
 class _AnyText:
@@ -46,7 +46,7 @@ def measure(
 
     Returns:
         `tokens_per_second`, new tokens of all sequences, prompts included in the time, median of
-        five rounds; and `cache_bytes`, memory of all keys and values.
+        twenty rounds; and `cache_bytes`, memory of all keys and values.
 
     Raises:
         ValueError: the model has fewer learned positions.

@@ -22,13 +22,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from starcoder_jax.command import add_recipe_flags, one_line_errors, parse
+from starcoder_jax.command import TERMINATED, add_recipe_flags, one_line_errors, parse
 
 if TYPE_CHECKING:
     from starcoder_jax.ablation.grid import Grid
 
 FAILED = 1
-TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,10 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 
-BAD_INPUT = 2  # exit status
+# Exit statuses.
+BAD_INPUT = 2
+DIVERGED = 3  # of training: loss or gradient is no longer finite
+TERMINATED = 143  # a signal came, and what there was to save is saved
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:

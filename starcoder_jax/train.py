@@ -6,8 +6,9 @@ On several hosts, start the same command on each; `starcoder_jax.parallel.distri
 find each other.
 
 Exit status: 0 when all steps are done, 2 for bad input, 3 when loss or gradient is no longer
-finite, 4 when another process was lost and 143 when SIGTERM stopped it after saving (after both,
-the same command goes on from the last checkpoint).
+finite, 4 when another process was lost, 143 when SIGTERM or Ctrl-C stopped it after saving, and 130
+when Ctrl-C stopped it otherwise (after the last three, the same command goes on from the last
+checkpoint).
 """
 
 import argparse
@@ -16,14 +17,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from starcoder_jax.command import add_recipe_flags, one_line_errors, parse
+from starcoder_jax.command import (
+    DIVERGED,
+    TERMINATED,
+    add_recipe_flags,
+    one_line_errors,
+    parse,
+)
 
 if TYPE_CHECKING:
     from starcoder_jax.parallel.distributed import Processes
     from starcoder_jax.training.report import HeldOutFile
-
-DIVERGED = 3
-TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         processes = distributed.start("train")
     with processes, one_line_errors("train"), processes.blaming_the_lost():
-        status = _train(args.gin_file, overrides, workdir, processes)
+        try:
+            status = _train(args.gin_file, overrides, workdir, processes)
+        except KeyboardInterrupt:
+            print("train: stopped; the same command goes on from what is saved", file=sys.stderr)
+            raise SystemExit(130) from None
     sys.exit(status)
 
 

@@ -20,11 +20,10 @@ from typing import IO
 
 from starcoder_jax.ablation.config import DECODING, AblationConfig, evaluation_flags
 from starcoder_jax.ablation.grid import Grid, Run
-from starcoder_jax.command import BAD_INPUT
+from starcoder_jax.command import BAD_INPUT, DIVERGED, TERMINATED
 from starcoder_jax.data.store import MANIFEST, read_manifest
 from starcoder_jax.files import replace_file
 from starcoder_jax.recipes import changed_fields, load_recipe
-from starcoder_jax.train import DIVERGED, TERMINATED
 from starcoder_jax.training.checkpoint import has_begun
 from starcoder_jax.training.metrics import read_metrics
 

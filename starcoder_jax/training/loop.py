@@ -39,7 +39,7 @@ class Outcome:
 
     Attributes:
         step: steps done and saved.
-        interrupted: SIGTERM stopped it; the same call goes on from there.
+        interrupted: SIGTERM or Ctrl-C stopped it; the same call goes on from there.
         evaluation: the last one, if any was made.
     """
 
@@ -99,7 +99,7 @@ def train(recipe: Recipe, workdir: pathlib.Path, store: TokenStore) -> Outcome:
 
     # 1. Mesh, and where everything lives on it.
     mesh, rules = make_devices(recipe)
-    with jax.set_mesh(mesh), _catch_sigterm() as stop, contextlib.ExitStack() as stack:
+    with jax.set_mesh(mesh), _catch_signals() as stop, contextlib.ExitStack() as stack:
         events = stack.enter_context(Events("train_step"))
         clock = Clock(events)
         # 2. Data: batch k is a function of the recipe and k alone.
@@ -211,22 +211,31 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _catch_sigterm() -> Iterator[_Stop]:
-    """Within the context, SIGTERM only asks for a stop after the step under way."""
-    stop = _Stop()
+def _catch_signals() -> Iterator[_Stop]:
+    """Within the context, SIGTERM and Ctrl-C only ask for a stop after the step under way.
 
-    def request(*_):
+    A second Ctrl-C interrupts as ever.
+    """
+    stop = _Stop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def request(number, _):
         stop.requested = True
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     try:
-        before = signal.signal(signal.SIGTERM, request)
-    except ValueError:  # not the main thread (a notebook's executor): nobody sends it there
+        for number in numbers:
+            signal.signal(number, request)
+    except ValueError:  # not the main thread (a notebook's executor): nobody sends any there
         yield stop
         return
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_finite(state: TrainState, metrics: dict, saved: int) -> None:

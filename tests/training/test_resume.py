@@ -11,8 +11,10 @@ import micro
 import numpy as np
 import pytest
 
+from starcoder_jax import train as command
 from starcoder_jax.data.store import TokenStore
 from starcoder_jax.recipes import load_recipe
+from starcoder_jax.training import loop
 from starcoder_jax.training.loop import open_workdir, train
 from starcoder_jax.training.metrics import read_metrics
 from starcoder_jax.training.orbax_parameters import OrbaxParameters
@@ -70,13 +72,14 @@ def test_killed_at_random_times_it_computes_the_same(trained, micro_folder, tmp_
     check_same_run(tmp_path / "run", trained)
 
 
-def test_sigterm_saves_the_step_reached_and_the_same_command_goes_on(
-    trained, micro_folder, tmp_path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_reached_and_the_same_command_goes_on(
+    trained, micro_folder, tmp_path, number
 ):
     workdir = tmp_path / "run"
     # No checkpoint of its own accord: what there is comes from the signal.
     arguments = [*micro.arguments(micro_folder, workdir), "--gin.train.checkpoint_every=1000"]
-    status, output = start_and_signal(arguments, 6, signal.SIGTERM)
+    status, output = start_and_signal(arguments, 6, number)
     assert status == 143, output
     reached = read_metrics(workdir)[-1]["step"]
     assert 6 <= reached < micro.STEPS
@@ -111,3 +114,29 @@ def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(trained, micro
     assert "warning: checkpoint 35 cannot be read" in done.stderr
     assert "resuming after step 30" in done.stderr
     check_same_run(workdir, trained)
+
+
+def test_ctrl_c_before_training_is_one_line(micro_folder, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("starcoder_jax.train._train", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        command.main(micro.arguments(micro_folder, tmp_path))
+    assert stopped.value.code == 130
+    message = "train: stopped; the same command goes on from what is saved\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_second_ctrl_c_interrupts():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with loop._catch_signals() as stop:
+            assert not stop.requested
+            signal.raise_signal(signal.SIGINT)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -38,10 +38,6 @@ _FREE_ON_RESUME = re.compile(
 )
 
 
-def _collect(**bindings):
-    return bindings
-
-
 def load_recipe(files: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
     """Reads gin files in order, then overrides.
 

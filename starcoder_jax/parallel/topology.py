@@ -21,7 +21,6 @@ _LIBTPU = {
 }
 _TORUS_3D = ("v4", "v5p", "tpu7x")
 _CHIPS_PER_HOST = (2, 2, 1)
-_GPUS_PER_HOST = 8
 _FORMS = (
     "v5p:4x4x8, v5p-256, v5litepod-256, v6e-256, tpu7x:4x4x8, 2*v5p-256 (slices), h100:64 (GPUs) "
     "or cpu:8"

@@ -166,8 +166,8 @@ def test_look_into_data(execute):
     assert re.search(r"and [1-9]\d* near duplicates", outputs["duplicates"])
     assert "kept: optax/" in outputs["duplicates"]
     assert "<td>optax</td>" in outputs["trace"]
-    step, row = re.search(r"step (\d+), row (\d+)", outputs["trace"]).groups()
-    assert re.search(rf"in \d+ rows of batches .*\b{step}:{row}\b", outputs["lookup"])
+    batch, row = re.search(r"batch (\d+), row (\d+)", outputs["trace"]).groups()
+    assert re.search(rf"in \d+ rows of batches .*\b{batch}:{row}\b", outputs["lookup"])
 
 
 @pytest.mark.notebooks

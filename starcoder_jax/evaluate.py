@@ -36,10 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if record is None:
             print(f"wrote {request.file('.samples.jsonl')}")
             return
-        for name, value in record["metrics"].items():
-            if not name.endswith("_stderr"):
-                error = record["metrics"].get(f"{name}_stderr")
-                print(f"{name:<16}{value:.4f}" + ("" if error is None else f" ± {error:.4f}"))
+        metrics = record["metrics"]
+        names = [name for name in metrics if not name.endswith("_stderr")]
+        width = max(map(len, names), default=0) + 2
+        for name in names:
+            error = metrics.get(f"{name}_stderr")
+            note = "" if error is None else f" ± {error:.4f}"
+            print(f"{name:<{width}}{metrics[name]:.4f}{note}")
         for reason, count in record.get("outcomes", {}).items():
             print(f"  {count:>6} {reason}")
         print(f"wrote {output} and {request.file('.html')}")

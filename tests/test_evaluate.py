@@ -134,7 +134,7 @@ def test_the_data_s_own_solutions_are_scored(data, capsys):
     assert result["data"]["file"] == "add.jsonl" and len(result["data"]["sha256"]) == 64
     assert {"python", "jax", "starcoder_jax"} <= set(result["versions"])
     printed = capsys.readouterr()
-    assert "pass@1          1.0000" in printed.out and "wrote o.json and o.html" in printed.out
+    assert "pass@1  1.0000" in printed.out and "wrote o.json and o.html" in printed.out
     assert "running 5/5" in printed.err
     assert pathlib.Path("o.html").read_text().count("<h1>") == 1
     some = run("--task=humaneval", f"--data={data}", "--solutions=canonical", "--only=*/[24]")

@@ -28,9 +28,6 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of a command, as the command makes it."""
     main = ".__main__" if (PACKAGE / name / "__main__.py").is_file() else ""
     module = importlib.import_module(f"starcoder_jax.{name}{main}")
-    if name in starcoder_jax.__all__:
-        # A function of the package bears this name too, and is hidden by the module from now on.
-        vars(starcoder_jax).pop(name, None)
 
     def found(parser, *_, **__):
         raise _Found(parser)

@@ -8,6 +8,8 @@ Names are loaded when they are first used, so that importing the package takes n
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,3 +49,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_MODULES])
+
+
+class _Package(types.ModuleType):
+    """A module whose public names stay what they are.
+
+    Whoever imports the command `starcoder_jax.generate` makes Python bind that module to the
+    package's attribute: it would hide the function.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _MODULES or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

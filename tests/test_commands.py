@@ -3,13 +3,11 @@ import importlib
 import micro
 import pytest
 
-import starcoder_jax
 from starcoder_jax import prepare, train
 from starcoder_jax.data.tokenizer_training import train_tokenizer
 
-# The module bears the name of a function of the package, and hides it once it is imported.
+# By its name: `starcoder_jax.generate` is the function.
 generate = importlib.import_module("starcoder_jax.generate")
-vars(starcoder_jax).pop("generate", None)
 
 COMMANDS = {"train": train, "prepare": prepare, "generate": generate}
 

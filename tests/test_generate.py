@@ -14,9 +14,8 @@ import starcoder_jax as sj
 from starcoder_jax.inference.engine import Engine
 from starcoder_jax.inference.infilling import Repository, infill_prompt
 
-# The module bears the name of a function of the package, and hides it once it is imported.
+# By its name: `starcoder_jax.generate` is the function.
 command = importlib.import_module("starcoder_jax.generate")
-vars(sj).pop("generate", None)
 
 PROMPT = "def read_line(line, limit="
 LINE = "def read_line(line, limit=3):\n"

@@ -1,3 +1,4 @@
+import importlib
 import json
 import pathlib
 import subprocess
@@ -51,6 +52,14 @@ def test_public_names():
         assert getattr(sj, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = sj.nothing
+
+
+def test_commands_do_not_hide_functions_of_their_names():
+    import starcoder_jax as sj
+
+    module = importlib.import_module("starcoder_jax.generate")
+    assert callable(module.main) and module is not sj.generate
+    assert sj.generate is sj.inference.completion.generate
 
 
 FIND = """

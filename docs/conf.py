@@ -57,8 +57,8 @@ NAVIGATION = {
         "docs/concepts/fill-in-the-middle",
     ],
     "How to": [
+        "docs/howto/fine-tune",
         "docs/howto/continue-pretraining",
-        "Fine-tune a checkpoint <docs/checkpoints>",
         "docs/howto/add-a-data-source",
         "docs/howto/add-a-recipe",
         "docs/howto/new-hardware",
@@ -68,6 +68,7 @@ NAVIGATION = {
     ],
     "Guides": [
         "docs/training",
+        "docs/checkpoints",
         "docs/generation",
         "docs/serving",
         "docs/evaluation",
@@ -77,6 +78,7 @@ NAVIGATION = {
         "docs/performance",
     ],
     "Reference": [
+        "docs/contract",
         "docs/reference/commands",
         "docs/reference/settings",
         "docs/reference/recipes",

@@ -1,6 +1,7 @@
 """Fine-tuning starts from a checkpoint: its architecture, parameters and tokenizer."""
 
 import dataclasses
+import json
 import shutil
 
 import micro
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import starcoder_jax as sj
+from starcoder_jax.data.store import read_manifest
 from starcoder_jax.data.tokenizer import load_tokenizer
 from starcoder_jax.recipes import load_recipe
 from starcoder_jax.training.convert import convert
@@ -15,6 +17,8 @@ from starcoder_jax.training.initial import bring_tokenizer, open_initial_checkpo
 from starcoder_jax.training.metrics import read_metrics
 
 STEPS = 20
+# As published configurations of StarCoder2 have it.
+DROPOUT = {"attention_dropout": 0.1, "residual_dropout": 0.1, "embedding_dropout": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +119,29 @@ def test_a_recipe_of_another_architecture_is_refused(hf):
     open_initial_checkpoint(recipe)
     learned = "model.positions='learned'"
     assert "model.max_length" in error(checkpoint, learned, "model.max_length=64")
+
+
+def test_kernels_tune_what_was_published_with_dropout_of_attention(hf, tmp_path):
+    checkpoint = tmp_path / "hf"
+    shutil.copytree(hf, checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | DROPOUT))
+    for overlay in ("a100-80gb", "8xh100", "v5p-128"):
+        files = ["finetune/full.gin", f"hardware/{overlay}.gin"]
+        recipe = load_recipe(files, [f"train.initial_checkpoint={checkpoint}"])
+        assert recipe.model.attention_backend in ("cudnn", "splash")
+        assert (recipe.model.attention_dropout, recipe.model.residual_dropout) == (0, 0.1)
+        open_initial_checkpoint(recipe)
+
+
+def test_prepared_before_it_has_the_vocabulary_of_the_checkpoint(flags, tuned, tmp_path):
+    done = micro.run("prepare", *flags, f"--directory={tmp_path / 'data'}")
+    assert done.returncode == 0, done.stderr
+    here, there = load_tokenizer(tmp_path / "data"), load_tokenizer(tuned / "data")
+    assert here.fingerprint == there.fingerprint
+    # So that it is the store that training would make.
+    manifests = [read_manifest(folder / "data") for folder in (tmp_path, tuned)]
+    assert manifests[0]["tasks"] == manifests[1]["tasks"]
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):

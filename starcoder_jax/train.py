@@ -17,13 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from starcoder_jax.command import (
-    DIVERGED,
-    TERMINATED,
-    add_recipe_flags,
-    one_line_errors,
-    parse,
-)
+from starcoder_jax.command import DIVERGED, TERMINATED, add_recipe_flags, one_line_errors, parse
 
 if TYPE_CHECKING:
     from starcoder_jax.parallel.distributed import Processes

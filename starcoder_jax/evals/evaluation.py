@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from starcoder_jax.evals import records, scoring
 from starcoder_jax.evals.corpus import held_out_lines, read_corpus
@@ -27,6 +28,10 @@ from starcoder_jax.evals.sandbox.inside.languages import LANGUAGES
 from starcoder_jax.evals.scoring import Scored
 from starcoder_jax.evals.tasks import TASKS
 from starcoder_jax.progress import Progress
+
+if TYPE_CHECKING:  # Scoring needs no JAX.
+    from starcoder_jax.data.tokenizer import Tokenizer
+    from starcoder_jax.model.decoder import Decoder
 
 _LINES = 256  # to fill in, unless told otherwise
 _SLOTS = 8
@@ -288,17 +293,14 @@ def _score(
 def _measure(request: Request, progress: Progress) -> dict[str, object]:
     """Perplexity."""
     from starcoder_jax.evals import perplexity
-    from starcoder_jax.training.load import load_model
 
     corpus = read_corpus(request.data, request.limit)
-    checkpoint = records.find_model(request.checkpoint, request.dtype)
-    length = _window(request, checkpoint)
-    model, tokenizer = load_model(checkpoint.place, dtype=request.dtype)
+    about, length, model, tokenizer = _open(request)
     losses = perplexity.text_losses(model, tokenizer, corpus.documents, length, progress)
     return {
         "task": request.task,
         "metrics": perplexity.metrics(losses),
-        "source": checkpoint.about,
+        "source": about,
         "data": {
             "name": request.data.name,
             "sha256": corpus.sha256,
@@ -315,29 +317,30 @@ def _measure(request: Request, progress: Progress) -> dict[str, object]:
 def _measure_gaps(request: Request, progress: Progress) -> dict[str, object]:
     """Perplexity of lines that are taken out, in all the contexts to give them back in."""
     from starcoder_jax.evals import gaps
-    from starcoder_jax.training.load import load_model
 
     if _is_benchmark(request.data):
-        rows, about = _read_benchmark(request.data)
+        rows, data = _read_benchmark(request.data)
         rows = rows[: request.limit]
     else:
-        rows, about = _draw_lines(request)
+        rows, data = _draw_lines(request)
     problems = make_problems(TASKS["fim"], rows, None)
-    checkpoint = records.find_model(request.checkpoint, request.dtype)
-    length = _window(request, checkpoint)
-    model, tokenizer = load_model(checkpoint.place, dtype=request.dtype)
+    about, length, model, tokenizer = _open(request)
     losses = gaps.gap_losses(model, tokenizer, problems, length, progress)
     return {
         "task": request.task,
         "metrics": gaps.metrics(losses),
         "problems": len(problems),
-        "source": checkpoint.about,
-        "data": about | {"limit": request.limit, "bytes": sum(loss.num_bytes for loss in losses)},
+        "source": about,
+        "data": data | {"limit": request.limit, "bytes": sum(loss.num_bytes for loss in losses)},
         "scoring": {"window": length},
         "samples": [dataclasses.asdict(loss) for loss in losses],
     }
 
 
-def _window(request: Request, checkpoint: records.Checkpoint) -> int:
-    """Tokens to run at once."""
-    return request.window or min(checkpoint.config.max_length, _WINDOW)
+def _open(request: Request) -> tuple[Mapping[str, object], int, "Decoder", "Tokenizer"]:
+    """What is known of the model, the tokens to run at once, the model and its tokenizer."""
+    from starcoder_jax.training.load import load_model
+
+    checkpoint = records.find_model(request.checkpoint, request.dtype)
+    length = request.window or min(checkpoint.config.max_length, _WINDOW)
+    return checkpoint.about, length, *load_model(checkpoint.place, dtype=request.dtype)
